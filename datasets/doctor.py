@@ -1,0 +1,341 @@
+"""The data doctor: what is wrong with a data set, before a night of training finds it.
+
+    python run_reid.py check-data --dataset NAME --data-root DIR
+
+Problems spoil a training or its figures: unreadable images, identities shared between training and test, the same
+picture on both sides of a split, labeled and detected mixed up. Notes are worth knowing: counts that differ from the
+official ones, queries that no gallery image can answer, very small images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import operator
+import os
+import struct
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from datasets import OFFICIAL, cuhk03np, parse
+from reid.types import JUNK, Sample, Splits
+
+SMALL = (16, 32)  # width, height in pixels under which a crop shows a person no more (chosen)
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")  # never EPS and the like, which run programs
+_DAMAGE = (  # what Pillow raises on damaged files
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_CAMERAS_SHOWN = 20  # rows of the printed table
+_OFFICIAL_SWAPPED = 2  # test identities that the two official CUHK03-NP splits do not share, one each
+_COPIED = 0.9  # of a folder's pictures: above, labeled and detected are copies of each other (chosen)
+
+
+@dataclasses.dataclass
+class Report:
+    """What `examine` found. Every path is relative to the data set's root, where it lies under it."""
+
+    name: str
+    root: str
+    official_split: bool | None
+    counts: dict[str, parse.Count]
+    official: dict[str, parse.Count]  # empty where none are published
+    bad: dict[str, str]  # path -> why it cannot be read
+    shared_identities: list[int]  # pids in training and in test
+    queries_without_match: list[str]  # paths; no gallery image of the pid by another camera
+    duplicates: dict[str, list[list[str]]]  # "train-query", "train-train", ... -> groups of paths of equal pixels
+    width: tuple[int, float, int]  # min, median, max in pixels; zeros where no image can be read
+    height: tuple[int, float, int]
+    small: list[str]  # paths of images under SMALL
+    problems: list[str]  # a line each
+    notes: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """No problems. Notes do not count."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"ok": self.ok, **dataclasses.asdict(self)}
+
+    def lines(self) -> list[str]:
+        """For reading."""
+        verdict = {True: "the official split", False: "not the official split", None: "no official split published"}
+        lines = [f"{self.name} in {self.root}: {verdict[self.official_split]}", "", *self._table(), ""]
+        lines.append(f"width {_spread(self.width)}, height {_spread(self.height)}")
+        lines += [f"problem: {line}" for line in self.problems] + [f"note: {line}" for line in self.notes]
+        lines.append("no problems found" if self.ok else f"problems found: {len(self.problems)}")
+        return lines
+
+    def _table(self) -> list[str]:
+        def cells(label: str, value: Any) -> list[str]:
+            row = [label]
+            for split, count in self.counts.items():
+                row.append(str(value(count)))
+                if self.official:
+                    theirs = value(self.official[split])
+                    row.append("" if theirs is None else str(theirs))
+            return row
+
+        title = [""]
+        for split in self.counts:
+            title += [split, "official"] if self.official else [split]
+        rows = [title]
+        held = [*self.counts.values(), *self.official.values()]
+        for kind in ("images", "identities", "distractors", "junk"):
+            if kind == "images" or any(getattr(count, kind) for count in held):
+                rows.append(cells(kind, operator.attrgetter(kind)))
+        cameras = sorted({camid for count in self.counts.values() for camid in count.cameras})
+        for camid in cameras[:_CAMERAS_SHOWN]:
+            rows.append(
+                cells(f"camera {camid}", lambda count, c=camid: count.cameras.get(c, 0) if count.cameras else None)
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(len(title))]
+        lines = [
+            "  ".join(
+                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+            ).rstrip()
+            for row in rows
+        ]
+        more = len(cameras) - _CAMERAS_SHOWN
+        return lines + ([f"and {more} more cameras"] if more > 0 else [])
+
+
+class Facts(NamedTuple):
+    """One image file, decoded."""
+
+    trouble: str  # why it cannot be read; "" where it can
+    width: int = 0
+    height: int = 0
+    digest: bytes = b""  # of size and pixels, so that other metadata does not hide a copy
+
+
+def find_bad(paths: Iterable[str | os.PathLike[str]], *, progress: bool = True) -> dict[str, str]:
+    """Decodes every image in full: path -> why it cannot be read, for those that cannot. Sorted by path."""
+    facts = inspect((os.fspath(path) for path in paths), progress=progress)
+    return {path: fact.trouble for path, fact in facts.items() if fact.trouble}
+
+
+def inspect(paths: Iterable[str], *, progress: bool = True, title: str = "decoding") -> dict[str, Facts]:
+    """Decodes every image in full, in threads: path -> what it is. Sorted by path, each path once."""
+    names = sorted(set(paths))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        facts = pool.map(_inspect, names)
+        return dict(zip(names, tqdm(facts, desc=title, total=len(names), unit="image", disable=not progress)))
+
+
+def _inspect(path: str) -> Facts:
+    try:
+        data = Path(path).read_bytes()
+        if not data:
+            return Facts("is empty (0 bytes)")
+        with Image.open(BytesIO(data), formats=_FORMATS) as image:
+            pixels = image.convert("RGB")
+    except FileNotFoundError:
+        return Facts("does not exist")
+    except Image.UnidentifiedImageError:
+        return Facts(f"is not an image ({', '.join(_FORMATS)})")
+    except _DAMAGE as error:
+        return Facts(f"cannot be decoded: {error}")
+    digest = hashlib.blake2b(repr(pixels.size).encode() + pixels.tobytes(), digest_size=16).digest()
+    return Facts("", *pixels.size, digest)
+
+
+def examine(splits: Splits, *, progress: bool = True) -> Report:
+    """Examines what `datasets.read` gave: decodes every image and compares them all. Changes nothing."""
+    shown = _Relative(splits.root)
+    lists = {split: getattr(splits, split) for split in parse.FOLDERS}
+    facts = inspect((sample.path for samples in lists.values() for sample in samples), progress=progress)
+    good = [fact for fact in facts.values() if not fact.trouble]
+    copies = _copies(lists, facts)
+    report = Report(
+        name=splits.name,
+        root=splits.root,
+        official_split=splits.official_split,
+        counts={split: parse.count(samples) for split, samples in lists.items()},
+        official=dict(OFFICIAL.get(splits.name, {})),
+        bad={shown(path): fact.trouble for path, fact in facts.items() if fact.trouble},
+        shared_identities=sorted(_persons(splits.train) & _persons(splits.query + splits.gallery)),
+        queries_without_match=[shown(sample.path) for sample in queries_without_match(splits)],
+        duplicates={pair: [[shown(s.path) for s in (*c.first, *c.second)] for c in cs] for pair, cs in copies.items()},
+        width=_summary([fact.width for fact in good]),
+        height=_summary([fact.height for fact in good]),
+        small=[shown(p) for p, f in facts.items() if not f.trouble and (f.width < SMALL[0] or f.height < SMALL[1])],
+        problems=[],
+        notes=[],
+    )
+    _judge(report, copies, shown)
+    if splits.name.startswith("cuhk03np_"):
+        report.problems += cuhk03np.looks_like_other(splits)
+        _compare_variants(splits, facts, report, progress)
+    report.notes += [line for line in splits.warnings if line not in report.problems]
+    return report
+
+
+def queries_without_match(splits: Splits) -> list[Sample]:
+    """Queries that no ranking can answer: the gallery has no image of the pid by another camera."""
+    cameras = defaultdict(set)
+    for sample in splits.gallery:
+        cameras[sample.pid].add(sample.camid)
+    return [sample for sample in splits.query if not cameras[sample.pid] - {sample.camid}]
+
+
+def _judge(report: Report, copies: Mapping[str, list[_Copy]], shown: _Relative) -> None:
+    problems, notes = report.problems, report.notes
+    if report.bad:
+        causes = [f"{path} {trouble}" for path, trouble in report.bad.items()]
+        problems.append(f"{len(causes)} images cannot be read: {parse.some(causes, 10)}")
+    if report.shared_identities:
+        pids = [str(pid) for pid in report.shared_identities]
+        problems.append(f"{len(pids)} identities are in training and in test: {parse.some(pids, 10)}")
+    for pair, found in copies.items():
+        first, second = pair.split("-")
+        if first == second:
+            several = sum(len({sample.pid for sample in copy.first}) > 1 for copy in found)
+            under = f" ({several} of them as two persons or more)" if several else ""
+            notes.append(f"{len(found)} pictures are in {first} more than once{under}: {_pictures(found, shown)}")
+            continue
+        harmless = [copy for copy in found if pair == "query-gallery" and _is_dropped(copy)]
+        harmful = [copy for copy in found if copy not in harmless]
+        if harmless:
+            notes.append(
+                f"{len(harmless)} pictures are in query and in gallery, where the protocol drops them (same person and "
+                f"camera, or junk): {_pictures(harmless, shown)}"
+            )
+        if harmful:
+            problems.append(f"{len(harmful)} pictures are in {first} and in {second}: {_pictures(harmful, shown)}")
+    if report.queries_without_match:
+        notes.append(
+            f"{len(report.queries_without_match)} queries have no gallery image of the person by another camera and "
+            f"are left out of the means: {parse.some(report.queries_without_match, 10)}"
+        )
+    if report.small:
+        notes.append(
+            f"{len(report.small)} images are under {SMALL[0]}x{SMALL[1]} pixels: {parse.some(report.small, 10)}"
+        )
+
+
+class _Copy(NamedTuple):
+    """One picture that is in two splits, or in one split twice (`second` is empty then)."""
+
+    first: list[Sample]
+    second: list[Sample]
+
+
+def _copies(lists: Mapping[str, list[Sample]], facts: Mapping[str, Facts]) -> dict[str, list[_Copy]]:
+    """ "train-query", "train-train", ... -> the pictures that both hold."""
+    pictures: dict[bytes, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    for split, samples in lists.items():
+        for sample in samples:
+            fact = facts[sample.path]
+            if not fact.trouble:
+                pictures[fact.digest][split].append(sample)
+    found: dict[str, list[_Copy]] = defaultdict(list)
+    for holders in pictures.values():
+        for split, samples in holders.items():
+            if len(samples) > 1:
+                found[f"{split}-{split}"].append(_Copy(samples, []))
+        for first, second in combinations(holders, 2):
+            found[f"{first}-{second}"].append(_Copy(holders[first], holders[second]))
+    return dict(found)
+
+
+def _is_dropped(copy: _Copy) -> bool:
+    """The evaluation leaves every gallery copy out of every query copy's ranking."""
+    return all(
+        gallery.pid == JUNK or (gallery.pid, gallery.camid) == (query.pid, query.camid)
+        for query in copy.first
+        for gallery in copy.second
+    )
+
+
+def _compare_variants(splits: Splits, facts: Mapping[str, Facts], report: Report, progress: bool) -> None:
+    """CUHK03-NP only: what `labeled` and `detected`, side by side, have of each other."""
+    mine = splits.name.removeprefix("cuhk03np_")
+    other = cuhk03np.OTHER[mine]
+    folder = Path(splits.root).parent / other
+    if not folder.is_dir() or folder == Path(splits.root):
+        return
+    theirs = cuhk03np.read(other, folder)
+    tests = (splits.query + splits.gallery, theirs.query + theirs.gallery)
+    crossing = (_persons(splits.train) & _persons(tests[1])) | (_persons(theirs.train) & _persons(tests[0]))
+    if crossing:
+        pids = parse.some([str(pid) for pid in sorted(crossing)], 10)
+        line = f"{len(crossing)} identities are in training of {mine} or {other} and in test of the other: {pids}"
+        if len(crossing) <= _OFFICIAL_SWAPPED:
+            report.notes.append(f"{line}; never train on one and test on the other")
+        else:
+            report.problems.append(f"{line}; the official splits differ by {_OFFICIAL_SWAPPED}")
+
+    shown = _Relative(str(folder.parent))
+    paths = [sample.path for sample in theirs.train + tests[1]]
+    their_facts = inspect(paths, progress=progress, title=f"decoding {other}")
+    their_train = {sample.path for sample in theirs.train}
+    sides: dict[bytes, dict[bool, str]] = defaultdict(dict)  # picture -> is it training there -> a path
+    for path, fact in their_facts.items():
+        if not fact.trouble:
+            sides[fact.digest][path in their_train] = path
+    wrong, same, total = [], 0, 0
+    for is_train, samples in ((True, splits.train), (False, tests[0])):
+        for sample in samples:
+            fact = facts[sample.path]
+            if fact.trouble:
+                continue
+            total += 1
+            there = sides.get(fact.digest, {})
+            same += bool(there)
+            if there and is_train not in there and sample.pid not in crossing:
+                wrong.append(f"{shown(sample.path)} = {shown(there[not is_train])}")
+    if wrong:
+        report.problems.append(
+            f"{len(wrong)} pictures of {mine} are on the other side of the split of {other}: {parse.some(wrong)}"
+        )
+    if total and same >= _COPIED * total:
+        report.problems.append(
+            f"{same} of {total} pictures of {mine} are in {other} too: one folder seems to be a copy of the other"
+        )
+
+
+class _Relative:
+    """Paths as a reader wants them: under the root without it, others whole."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.join(root, "")
+
+    def __call__(self, path: str) -> str:
+        return path.removeprefix(self.root)
+
+
+def _pictures(copies: list[_Copy], shown: _Relative) -> str:
+    return parse.some([" = ".join(shown(sample.path) for sample in (*copy.first, *copy.second)) for copy in copies])
+
+
+def _persons(samples: list[Sample]) -> set[int]:
+    return {sample.pid for sample in samples if sample.pid > 0}
+
+
+def _summary(values: list[int]) -> tuple[int, float, int]:
+    return (min(values), float(median(values)), max(values)) if values else (0, 0.0, 0)
+
+
+def _spread(summary: tuple[int, float, int]) -> str:
+    return f"{summary[0]} to {summary[2]} (median {summary[1]:g})"

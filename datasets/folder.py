@@ -1,0 +1,199 @@
+"""One's own images, without writing a class: a folder a person, or a CSV.
+
+Folders: `ROOT/anna/c2_0001.jpg`. The person is the folder, the camera a token `c<N>` or `cam<N>` of the file name
+(upper or lower case; `c2s1` as Market-1501 writes it will do). With `ROOT/{train,query,gallery}/anna/...` the split is
+given; `train` may be left out, for evaluation only.
+
+CSV: ROOT is the file, or a folder with one `*.csv`. The header holds `path,pid,camid` and, where the split is given,
+`split` (train, query or gallery). A relative path starts at the CSV's folder; an absolute one stands as it is. A pid is
+any text, a camid a whole number from 0. UTF-8, commas.
+
+Persons are numbered from 1 in the sorted order of their names; there are no distractors and no junk.
+
+Where no split is given, the field's manner (CUHK03's new protocol): of the persons, sorted, the first, third, ... are
+for training. Of each other person the first image of each camera is a query and the rest are gallery; if that leaves
+the person none in the gallery, only the first camera's is a query, and a person's only image is gallery.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import parse
+from reid.types import ReidError, Sample, Splits
+
+SPLITS = tuple(parse.FOLDERS)
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+COLUMNS = ("path", "pid", "camid")
+_CAMERA = re.compile(r"(?<![a-z0-9])c(?:am)?(\d+)(?:s\d+)?(?![a-z0-9])", re.IGNORECASE)
+_LAYOUTS = "a folder a person with the camera in the file name (anna/c2_0001.jpg), or a CSV with path,pid,camid"
+
+
+class _Row(NamedTuple):
+    path: str
+    person: str
+    camid: int
+    split: str  # one of SPLITS, or "" where none is given
+
+
+def read(root: Path) -> Splits:
+    """Reads one's own images at `root`. Raises ReidError, naming the file or the CSV's line, where they do not fit."""
+    root = parse.absolute(root)
+    if root.is_file():
+        rows, warnings = _read_csv(root)
+        found = root.parent
+    elif root.is_dir():
+        tables = sorted(path for path in root.glob("*.csv") if not parse.is_ignored(path.name))
+        if len(tables) > 1:
+            raise ReidError(
+                f"folder: expected one CSV in {root}, found {parse.some([t.name for t in tables])}; name it"
+            )
+        rows, warnings = _read_csv(tables[0]) if tables else _read_folders(root)
+        found = root
+    else:
+        raise ReidError(f"folder: no such folder or file: {root}; expected {_LAYOUTS}")
+
+    pids = {person: pid for pid, person in enumerate(sorted({row.person for row in rows}), start=1)}
+    given = any(row.split for row in rows)
+    lists: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    if given:
+        for row in rows:
+            lists[row.split].append(Sample(row.path, pids[row.person], row.camid))
+        if not lists["query"] or not lists["gallery"]:
+            raise ReidError(
+                f"folder: expected images for both query and gallery in {root}, found {len(lists['query'])} and "
+                f"{len(lists['gallery'])}; give both, or no split at all to have the persons divided"
+            )
+        if not lists["train"]:
+            warnings.append("folder: there are no training images: good for evaluation only")
+    else:
+        if len(pids) < 2:
+            raise ReidError(f"folder: expected two persons or more in {root}, found one: nobody is left to test on")
+        divide([Sample(row.path, pids[row.person], row.camid) for row in rows], lists)
+    train, query, gallery = (sorted(lists[split]) for split in SPLITS)
+    return Splits("folder", str(found), train, query, gallery, None, warnings)
+
+
+def divide(samples: Iterable[Sample], lists: dict[str, list[Sample]]) -> None:
+    """Sorts `samples` (pids from 1, without gaps) into `lists` by the protocol of this module's docstring."""
+    persons: dict[int, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples):
+        persons[sample.pid].append(sample)
+    for pid, images in sorted(persons.items()):
+        if pid % 2 == 1:
+            lists["train"] += images
+            continue
+        cameras = sorted({sample.camid for sample in images})
+        queries = [next(sample for sample in images if sample.camid == camid) for camid in cameras]
+        if len(queries) == len(images):
+            queries = queries[:1] if len(images) > 1 else []
+        lists["query"] += queries
+        lists["gallery"] += [sample for sample in images if sample not in queries]
+
+
+def _read_folders(root: Path) -> tuple[list[_Row], list[str]]:
+    given = [split for split in SPLITS if (root / split).is_dir()]
+    if not given:
+        rows, others = _read_persons(root, "")
+    elif {"query", "gallery"} <= set(given):
+        rows, others = [], sorted(name for name in _visible(root) if name not in given)
+        for split in given:
+            found, more = _read_persons(root / split, split)
+            rows += found
+            others += more
+    else:
+        raise ReidError(
+            f"folder: expected both query/ and gallery/ in {root} (and train/, to train), found {'/ and '.join(given)}/ "
+            "alone; give both, or none of the three to have the persons divided"
+        )
+    if not rows:
+        raise ReidError(f"folder: found no image ({', '.join(IMAGES)}) in {root}; expected {_LAYOUTS}")
+    left_out = f"folder: left out {len(others)} files and folders that hold no images: {parse.some(others)}"
+    return rows, [left_out] if others else []
+
+
+def _read_persons(root: Path, split: str) -> tuple[list[_Row], list[str]]:
+    """The images of every person's folder, and the names of what is none."""
+    rows, others, misfits = [], [], []
+    for person in _visible(root):
+        if not (root / person).is_dir():
+            others.append(person)
+            continue
+        for name in _visible(root / person):
+            path = root / person / name
+            if path.is_dir():
+                raise ReidError(f"folder: expected images in the person's folder {path.parent}, found folder {name}/")
+            if path.suffix.lower() not in IMAGES:
+                others.append(f"{person}/{name}")
+                continue
+            cameras = {int(number) for number in _CAMERA.findall(path.stem)}
+            if len(cameras) == 1:
+                rows.append(_Row(str(path), person, cameras.pop(), split))
+            else:
+                misfits.append(f"{person}/{name}")
+    if misfits:
+        raise ReidError(
+            f"folder: expected one camera in every file name, such as c2_0001.jpg or cam2-1.jpg, but {len(misfits)} "
+            f"in {root} have none or two: {parse.some(misfits)}; rename them, or list them in a CSV"
+        )
+    return rows, others
+
+
+def _visible(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if not parse.is_ignored(name))
+
+
+def _read_csv(table: Path) -> tuple[list[_Row], list[str]]:
+    rows: list[_Row] = []
+    lines: dict[str, int] = {}  # of every path
+    missing = []
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            header = [name.strip() for name in reader.fieldnames or []]
+            lacking = [name for name in COLUMNS if name not in header]
+            if lacking:
+                raise ReidError(
+                    f"{table}: expected a first line with {','.join(COLUMNS)} (and split), it has "
+                    f"{','.join(header) or 'nothing'}; add {', '.join(lacking)}"
+                )
+            reader.fieldnames = header
+            for values in reader:
+                row = _parse_row(values, f"{table}, line {reader.line_num}", table.parent, "split" in header)
+                if row.path in lines:
+                    raise ReidError(f"{table}, line {reader.line_num}: repeats the path of line {lines[row.path]}")
+                lines[row.path] = reader.line_num
+                if not os.path.isfile(row.path):
+                    missing.append(f"line {reader.line_num}: {row.path}")
+                rows.append(row)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ReidError(f"{table}: expected a CSV in UTF-8 ({error}); save it as one") from error
+    if missing:
+        raise ReidError(
+            f"{table}: {len(missing)} of {len(rows)} paths do not exist (relative ones start at the CSV's folder): "
+            f"{parse.some(missing)}"
+        )
+    if not rows:
+        raise ReidError(f"{table}: expected a line an image below the header, found none")
+    minus = (
+        [f'{table}: pid "-1" is a person like any other here, not junk'] if any(r.person == "-1" for r in rows) else []
+    )
+    return rows, minus
+
+
+def _parse_row(values: dict[str, str | None], where: str, parent: Path, has_split: bool) -> _Row:
+    path, person, camid = ((values[name] or "").strip() for name in COLUMNS)
+    if not path or not person:
+        raise ReidError(f"{where}: expected a path and a pid, got {path!r} and {person!r}")
+    if not camid.isdecimal():
+        raise ReidError(f"{where}: expected a camid that is a whole number from 0, got {camid!r}")
+    split = (values["split"] or "").strip() if has_split else ""
+    if has_split and split not in SPLITS:
+        raise ReidError(f"{where}: expected split to be {', '.join(SPLITS)}, got {split!r}")
+    return _Row(os.path.abspath(parent / path), person, int(camid), split)

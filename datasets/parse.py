@@ -1,0 +1,172 @@
+"""The one parser of Market-1501-like folders: sorted listing, name grammar, range checks, official counts.
+
+A data set of this kind is a `Layout`, a few lines of facts; reading it is `read(LAYOUT, root)`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reid.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
+
+FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one split holds. `cameras` maps camid to images, and is empty where nobody published it."""
+
+    images: int
+    identities: int  # pids > 0: neither distractors nor junk
+    cameras: Mapping[int, int] = field(default_factory=dict)
+    distractors: int = 0
+    junk: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The facts of one data set in Market-1501's folders."""
+
+    name: str  # key of datasets.DATASETS
+    folders: tuple[str, ...]  # names it goes by under a parent folder, besides being the root itself
+    pattern: re.Pattern[str]  # of a whole file name; groups pid and camid
+    grammar: str  # the same for a reader's eye
+    pids: tuple[int, int]  # first and last that a name may hold
+    cameras: int  # 1 to this
+    obtain: str  # how one comes by the data set
+    official: Mapping[str, Count] = field(default_factory=dict)  # split -> count; empty where none are published
+    notice: str = ""  # said aloud on every read
+
+
+def per_camera(*images: int) -> dict[int, int]:
+    """Images of camera 1, 2, ... as `Count.cameras` holds them.
+
+    >>> per_camera(5, 7)
+    {1: 5, 2: 7}
+    """
+    return dict(enumerate(images, start=1))
+
+
+def count(samples: Iterable[Sample]) -> Count:
+    samples = list(samples)
+    return Count(
+        images=len(samples),
+        identities=len({sample.pid for sample in samples if sample.pid > 0}),
+        cameras=dict(sorted(Counter(sample.camid for sample in samples).items())),
+        distractors=sum(sample.pid == DISTRACTOR for sample in samples),
+        junk=sum(sample.pid == JUNK for sample in samples),
+    )
+
+
+def read(layout: Layout, root: str | os.PathLike[str]) -> Splits:
+    """Reads the data set at `root`, which is its own folder or the parent of it.
+
+    Raises ReidError where a folder is missing or empty, or a name does not fit. Counts never stop a read: they set
+    `official_split` and `warnings`.
+    """
+    candidates = [absolute(root) / folder for folder in ("", *layout.folders)]
+    found = first_with_splits(candidates)
+    if found is None:
+        raise not_found(layout, root)
+    return read_found(layout, found)
+
+
+def read_found(layout: Layout, found: Path) -> Splits:
+    """The same for the data set's own folder."""
+    train, query, gallery = (_read_split(layout, found / folder) for folder in FOLDERS.values())
+    warnings = [layout.notice] if layout.notice else []
+    persons: dict[str, list[Sample]] = {}
+    for split, samples in (("train", train), ("query", query)):
+        persons[split] = [sample for sample in samples if sample.pid > 0]
+        dropped = len(samples) - len(persons[split])
+        if dropped:
+            warnings.append(
+                f"{layout.name}: left out {dropped} images of {FOLDERS[split]} that are nobody's (pid <= 0)"
+            )
+    splits = Splits(layout.name, str(found), persons["train"], persons["query"], gallery, None, warnings)
+    if not layout.official:
+        return splits
+    differences = compare(splits, layout.official)
+    return splits._replace(official_split=not differences, warnings=warnings + differences)
+
+
+def compare(splits: Splits, official: Mapping[str, Count]) -> list[str]:
+    """One line per kind of count (images, identities, images per camera) that differs from the official one."""
+    mine = {split: count(getattr(splits, split)) for split in FOLDERS}
+    kinds: dict[str, list[str]] = {"images": [], "identities": [], "images a camera": []}
+    for split, theirs in official.items():
+        ours = mine[split]
+        for kind in ("images", "identities", "distractors", "junk"):
+            a, b = getattr(ours, kind), getattr(theirs, kind)
+            if a != b:
+                line = "identities" if kind == "identities" else "images"
+                kinds[line].append(f"{split} {a} {kind} (official {b})")
+        if theirs.cameras and ours.images == theirs.images:  # else the difference of images says it already
+            kinds["images a camera"] += [
+                f"{split} c{camid} {ours.cameras.get(camid, 0)} images (official {theirs.cameras.get(camid, 0)})"
+                for camid in sorted({*ours.cameras, *theirs.cameras})
+                if ours.cameras.get(camid, 0) != theirs.cameras.get(camid, 0)
+            ]
+    return [f"not the official split: {', '.join(parts)}" for parts in kinds.values() if parts]
+
+
+def first_with_splits(candidates: Iterable[Path]) -> Path | None:
+    """The first folder that holds bounding_box_train/ or bounding_box_test/."""
+    for candidate in candidates:
+        if any((candidate / FOLDERS[split]).is_dir() for split in ("train", "gallery")):
+            return candidate
+    return None
+
+
+def not_found(layout: Layout, root: str | os.PathLike[str]) -> ReidError:
+    there = "" if os.path.isdir(absolute(root)) else " (no such folder)"
+    return ReidError(
+        f"{layout.name}: looked for {', '.join(FOLDERS.values())} in {absolute(root)}{there} and under it in "
+        f"{', '.join(layout.folders)}; {layout.obtain}"
+    )
+
+
+def absolute(root: str | os.PathLike[str]) -> Path:
+    """`root` without "~" and ".."; links stay as named."""
+    return Path(os.path.abspath(Path(root).expanduser()))
+
+
+def is_ignored(name: str) -> bool:
+    """Files that systems leave in folders of images: hidden ones, Thumbs.db."""
+    return name.startswith(".") or name.lower().endswith(".db")
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """The first few names, and how many more there are.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _read_split(layout: Layout, folder: Path) -> list[Sample]:
+    names = sorted(name for name in os.listdir(folder) if not is_ignored(name)) if folder.is_dir() else []
+    if not names:
+        what = "is empty" if folder.is_dir() else "is missing"
+        raise ReidError(f"{layout.name}: expected images in {folder}, which {what}; {layout.obtain}")
+    samples, misfits = [], []
+    for name in names:
+        match = layout.pattern.fullmatch(name)
+        pid, camid = (int(match["pid"]), int(match["camid"])) if match else (0, 0)
+        if match and layout.pids[0] <= pid <= layout.pids[1] and 1 <= camid <= layout.cameras:
+            samples.append(Sample(str(folder / name), pid, camid))
+        else:
+            misfits.append(name)
+    if misfits:
+        raise ReidError(
+            f"{layout.name}: expected names like {layout.grammar} in {folder}, but {len(misfits)} of {len(names)} do "
+            f"not fit: {some(misfits)}; rename them or move them away"
+        )
+    return samples

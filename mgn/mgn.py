@@ -1,0 +1,139 @@
+"""MGN: a shared trunk, three branches, eight features of one person.
+
+    head = mgn.MGN(trunk, make_branch, channels=1024, num_classes=751)
+    heads = head(images)          # heads.before, heads.after (B, 8, 256), heads.logits (B, 8, 751)
+    head.embed(images)            # (B, 2048)
+
+Source: Wang et al., "Learning Discriminative Features with Multiple Granularities for Person Re-Identification",
+ACM MM 2018; the batch norm neck is Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person
+Re-identification", CVPRW 2019. Pooling adapts to the map, so any input size does that the strides allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Branch(NamedTuple):
+    """One branch: a feature of its whole map and, where parts > 1, one of each horizontal stripe."""
+
+    parts: int  # equal stripes, from head to foot
+    last_stride: int  # of the backbone's last down-sampling; 1 keeps the map twice as high for the stripes
+
+
+BRANCHES = (Branch(1, 2), Branch(2, 1), Branch(3, 1))  # the paper's: 3 global + 2 + 3 part features
+
+
+class Heads(NamedTuple):
+    """What the head says of B images; F features of D values each, in the order of `MGN.names`."""
+
+    before: Tensor  # (B, F, D) before the neck: what the triplet loss compares
+    after: Tensor  # (B, F, D) after it: what the classifier sees and what is compared at test time
+    logits: Tensor | None  # (B, F, num_classes), None where the model has no classes
+
+
+class MGN(nn.Module):
+    """trunk: module, images -> map. make_branch: last_stride -> module, that map -> (B, channels, h, w).
+
+    num_classes: identities of the training set, 0 for a model that only embeds.
+    pool: "max" (the paper's), "avg" or "gem" (generalised mean, a learnt power a branch).
+    neck: "bnneck" (batch norm without learnt bias; the triplet stands before it) or "relu" (the original's reduction:
+    batch norm and ReLU, and the same feature for every use).
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        make_branch: Callable[[int], nn.Module],
+        channels: int,
+        num_classes: int,
+        *,
+        branches: Sequence[Branch] = BRANCHES,
+        dim: int = 256,
+        pool: str = "max",
+        neck: str = "bnneck",
+    ) -> None:
+        super().__init__()
+        if pool not in ("max", "avg", "gem"):
+            raise ValueError(f"pool must be 'max', 'avg' or 'gem', not {pool!r}")
+        if neck not in ("bnneck", "relu"):
+            raise ValueError(f"neck must be 'bnneck' or 'relu', not {neck!r}")
+        self.table = tuple(branches)
+        self.pool, self.relu_neck = pool, neck == "relu"
+        self.trunk = trunk
+        self.branches = nn.ModuleList(make_branch(branch.last_stride) for branch in self.table)
+        self.power = nn.Parameter(torch.full((len(self.table),), 3.0)) if pool == "gem" else None
+
+        # one reduction, neck and classifier a feature, none shared; stacked, so that all run as one product
+        self.names = [name for branch in self.table for name in _names(branch.parts)]
+        features = len(self.names)
+        self.reduction = nn.Parameter(torch.empty(features, dim, channels))
+        self.neck = nn.BatchNorm1d(features * dim)
+        self.neck.bias.requires_grad_(self.relu_neck)
+        self.classifier = nn.Parameter(torch.empty(features, num_classes, dim)) if num_classes else None
+        nn.init.normal_(self.reduction, 0.0, (2.0 / channels) ** 0.5)
+        if self.classifier is not None:
+            nn.init.normal_(self.classifier, 0.0, 0.001)
+
+    @property
+    def global_features(self) -> list[int]:
+        """Positions, among the F features, of those of a whole map: the ones that the triplet loss compares."""
+        return [i for i, name in enumerate(self.names) if name.endswith("global")]
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised pixels -> (B, F, channels)."""
+        shared = self.trunk(images)
+        features = []
+        for i, (branch, parts) in enumerate(zip(self.branches, (b.parts for b in self.table), strict=True)):
+            x = branch(shared)  # (B, channels, h, w)
+            power = self.power[i] if self.power is not None else None
+            features.append(self._stripes(x, 1, power))
+            if parts > 1:
+                features.append(self._stripes(x, parts, power))
+        return torch.cat(features, dim=1)
+
+    def _stripes(self, x: Tensor, parts: int, power: Tensor | None) -> Tensor:
+        """(B, C, h, w) -> (B, parts, C): one vector a horizontal stripe."""
+        if x.shape[2] < parts:
+            raise ValueError(f"a map of {x.shape[2]} rows cannot be cut into {parts} parts: give a taller input")
+        if self.pool == "max":
+            x = F.adaptive_max_pool2d(x, (parts, 1))
+        elif power is None:
+            x = F.adaptive_avg_pool2d(x, (parts, 1))
+        else:
+            x = F.adaptive_avg_pool2d(x.float().clamp(min=1e-6).pow(power), (parts, 1)).pow(1 / power)
+        return x[..., 0].transpose(1, 2)
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) normalised pixels -> features before and after the neck, both (B, F, D) float32."""
+        pooled = self.pooled(images).float()
+        with torch.autocast(pooled.device.type, enabled=False):  # distances need more than bfloat16's 8 bits
+            return self._reduce(pooled)
+
+    def _reduce(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        before = torch.einsum("bfc,fdc->bfd", pooled, self.reduction)
+        after = self.neck(before.flatten(1)).view_as(before)
+        if self.relu_neck:
+            after = before = F.relu(after)
+        return before, after
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised pixels -> (B, F * D), not yet of unit length."""
+        return self.features(images)[1].flatten(1)
+
+    def forward(self, images: Tensor) -> Heads:
+        """(B, 3, H, W) normalised pixels -> Heads, in training and in evaluation alike."""
+        before, after = self.features(images)
+        if self.classifier is None:
+            return Heads(before, after, None)
+        with torch.autocast(after.device.type, enabled=False):
+            return Heads(before, after, torch.einsum("bfd,fnd->bfn", after, self.classifier))
+
+
+def _names(parts: int) -> list[str]:
+    return [f"b{parts}-global"] + ([f"b{parts}-part{i + 1}" for i in range(parts)] if parts > 1 else [])

@@ -1,0 +1,22 @@
+"""Person re-identification: train, embed, evaluate, search. Imports torch only when a name that needs it is used.
+
+>>> import reid
+>>> model = reid.load_model("model.safetensors")            # doctest: +SKIP
+>>> features = reid.Embedder(model).embed(["a.jpg", "b.jpg"])  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {"load_model": "reid.model", "save_model": "reid.model", "Embedder": "reid.extract"}
+__all__ = ["Embedder", "load_model", "save_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'reid' has no attribute {name!r}")

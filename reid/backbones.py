@@ -1,0 +1,176 @@
+"""The backbones that carry the head, each cut at the same depth: after the first block at stride 16.
+
+A backbone is one whole network that is cut in two: a trunk that the branches share and a tail that each branch owns.
+`trunk()` and `make_branch(last_stride)` are what `mgn.MGN` takes. Split points: MGN on ResNet-50 as published; on the
+others the same analogue (SCGNet paper, Tables IX and X).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision.models as tv
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import scgnet
+from reid.types import ReidError
+
+Split = Callable[[int], tuple[nn.Module, nn.Sequential, nn.Sequential]]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """`split(last_stride)` builds a network and gives (the whole of it, its trunk, its tail), on the same parameters."""
+
+    split: Split
+    channels: int  # of the tail's map
+    stride: int = 32  # of the tail's map with last_stride 2
+
+
+def _scgnet(build: Callable[..., scgnet.SCGNet]) -> Split:
+    def split(last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
+        net = build(num_classes=0, last_stride=last_stride)
+        trunk = nn.Sequential(net.stem, net.stage5, net.stage6[0])
+        return net, trunk, nn.Sequential(*net.stage6[1:], net.stage7, net.conv8)
+
+    return split
+
+
+def _mobilenet_v2(last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
+    net = tv.mobilenet_v2(weights=None)
+    net.classifier = nn.Identity()
+    net.features[14].conv[1][0].stride = (last_stride, last_stride)
+    return net, net.features[:8], net.features[8:]
+
+
+def _shufflenet_v2(last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
+    net = tv.shufflenet_v2_x1_5(weights=None)
+    net.fc = nn.Identity()
+    first = net.stage4[0]
+    for depthwise in (first.branch1[0], first.branch2[3]):  # the block itself stays a down-sampling one
+        depthwise.stride = (last_stride, last_stride)
+    trunk = nn.Sequential(net.conv1, net.maxpool, net.stage2, net.stage3[0])
+    return net, trunk, nn.Sequential(*net.stage3[1:], net.stage4, net.conv5)
+
+
+def _resnet50(last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
+    net = tv.resnet50(weights=None)
+    net.fc = nn.Identity()
+    first = net.layer4[0]
+    for conv in (first.conv2, first.downsample[0]):
+        conv.stride = (last_stride, last_stride)
+    trunk = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3[0])
+    return net, trunk, nn.Sequential(*net.layer3[1:], net.layer4)
+
+
+def _osnet(name: str) -> Split:
+    def split(last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
+        from reid.torchreid_bridge import osnet
+
+        # OSNet's own map is at stride 16, the height that MGN's stripes want: last_stride has nothing to change
+        net = osnet(name)
+        net.fc, net.classifier = nn.Identity(), nn.Identity()
+        trunk = nn.Sequential(net.conv1, net.maxpool, net.conv2, net.conv3[0])
+        return net, trunk, nn.Sequential(*net.conv3[1:], net.conv4, net.conv5)
+
+    return split
+
+
+BACKBONES: dict[str, Backbone] = {
+    "scgnet_s": Backbone(_scgnet(scgnet.scgnet_s), 1024),
+    "scgnet_m": Backbone(_scgnet(scgnet.scgnet_m), 1024),
+    "scgnet_l": Backbone(_scgnet(scgnet.scgnet_l), 1024),
+    "mobilenet_v2": Backbone(_mobilenet_v2, 1280),
+    "shufflenet_v2_x1_5": Backbone(_shufflenet_v2, 1024),
+    "resnet50": Backbone(_resnet50, 2048),
+    "osnet_x1_0": Backbone(_osnet("osnet_x1_0"), 512, stride=16),
+    "osnet_x0_25": Backbone(_osnet("osnet_x0_25"), 128, stride=16),
+}
+
+
+def get(name: str) -> Backbone:
+    """The table's entry; ReidError lists the valid names."""
+    if name not in BACKBONES:
+        raise ReidError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+class Source:
+    """Gives trunk and branches of one network, from scratch or all from the same pre-trained weights."""
+
+    def __init__(self, name: str, weights: dict[str, Tensor] | None = None) -> None:
+        self.backbone = get(name)
+        self.weights = weights
+
+    def _parts(self, last_stride: int) -> tuple[nn.Sequential, nn.Sequential]:
+        net, trunk, tail = self.backbone.split(last_stride)
+        if self.weights is not None:
+            net.load_state_dict(self.weights, strict=True)
+        return trunk, tail
+
+    def trunk(self) -> nn.Sequential:
+        return self._parts(2)[0]
+
+    def make_branch(self, last_stride: int) -> nn.Sequential:
+        return self._parts(last_stride)[1]
+
+
+def read_pretrained(name: str, path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Weights of the whole backbone `name` from a file, and a line that says what matched.
+
+    The file is safetensors, or a state dict that torch.load(weights_only=True) takes (also under "state_dict" or
+    "model"); a leading "module." is dropped. Classifier weights in it are left out. Every tensor of the backbone must
+    be there with its shape, under its own name or, where the names are another library's, in the same order;
+    otherwise ReidError says what does not fit.
+    """
+    path = Path(path)
+    given = _read_tensors(path)
+    net, _, _ = get(name).split(2)
+    wanted = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    given = {key.removeprefix("module."): value for key, value in given.items()}
+    given = {key: value for key, value in given.items() if not key.endswith("num_batches_tracked")}
+    if all(key in given for key in wanted):
+        found, how = {key: given[key] for key in wanted}, "by name"
+    else:  # the same network under other names: its tensors come in the same order
+        found, how = dict(zip(wanted, given.values(), strict=False)), "by order"
+        if len(found) < len(wanted):
+            absent = [key for key in wanted if key not in given]
+            raise ReidError(
+                f"{path} does not fit {name}: {len(wanted) - len(absent)} of {len(wanted)} tensors are there by name, "
+                f"{absent[0]} is not, and with {len(given)} tensors it cannot be the same network under other names"
+            )
+    wrong = [key for key in wanted if found[key].shape != wanted[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise ReidError(
+            f"{path} does not fit {name}: {len(wrong)} of {len(wanted)} tensors (matched {how}) have another shape, "
+            f"first {key}: expected {tuple(wanted[key].shape)}, came {tuple(found[key].shape)}"
+        )
+    weights = net.state_dict()
+    weights.update({key: value.to(wanted[key].dtype) for key, value in found.items()})
+    left = len(given) - len(found)
+    return weights, f"{path}: {len(found)} of {len(wanted)} tensors of {name} matched {how}, {left} others left out"
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ReidError(f"no pre-trained weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or hostile file makes the readers say
+        raise ReidError(
+            f"{path} is neither safetensors nor a plain PyTorch state dict (nothing else is unpickled): "
+            f"{' '.join(str(error).split())[:120]}"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            value = value[key]
+    if not isinstance(value, dict) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        raise ReidError(f"{path} holds no state dict (a mapping of names to tensors)")
+    return value

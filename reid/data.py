@@ -1,0 +1,163 @@
+"""From image files to batches: decode and resize once, keep the pixels, augment in a thread while the network trains."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from reid.files import atomic_file
+from reid.types import ReidError
+
+T = TypeVar("T")
+THREADS = min(16, os.cpu_count() or 1)
+
+
+def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
+    """RGB uint8 (height, width, 3) of an image file, resized with bilinear filtering. `size` is (height, width).
+
+    Raises ReidError that names a file which cannot be read as a whole image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    except FileNotFoundError:
+        raise ReidError(f"no image at {path}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ReidError(f"{path} is not a whole image ({error}); --skip-bad leaves such files out") from None
+
+
+def read_images(paths: Sequence[str], size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
+    """(N, height, width, 3) uint8, read by several threads."""
+    images = np.empty((len(paths), *size, 3), np.uint8) if out is None else out
+    with ThreadPoolExecutor(THREADS) as pool:
+        for i, image in enumerate(pool.map(lambda path: read_image(path, size), paths)):
+            images[i] = image
+    return images
+
+
+def load_pixels(
+    paths: Sequence[str], size: tuple[int, int], *, cache: str, folder: Path, progress: bool = True
+) -> np.ndarray:
+    """All images decoded and resized, (N, height, width, 3) uint8: in memory, or in a memory-mapped file in `folder`.
+
+    cache: "memory", "disk", or "auto" (memory where a quarter of what is free holds them). The file is written whole
+    and named after the images, their sizes and times, so that a resumed run finds it and a changed set does not.
+    """
+    shape = (len(paths), *size, 3)
+    if cache == "auto":
+        cache = "memory" if np.prod(shape, dtype=np.int64) <= _free_memory() // 4 else "disk"
+    if cache == "memory":
+        return _fill(np.empty(shape, np.uint8), paths, size, progress)
+    file = folder / f"pixels-{size[0]}x{size[1]}-{identity(paths)}.npy"
+    if not file.exists():
+        with atomic_file(file) as temporary:
+            mapped = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            _fill(mapped, paths, size, progress)
+            mapped.flush()
+    return np.load(file, mmap_mode="r")
+
+
+def _fill(pixels: np.ndarray, paths: Sequence[str], size: tuple[int, int], progress: bool) -> np.ndarray:
+    step = 64 * THREADS
+    with tqdm(total=len(paths), desc="reading images", unit="img", disable=not progress) as bar:
+        for start in range(0, len(paths), step):
+            read_images(paths[start : start + step], size, pixels[start : start + step])
+            bar.update(min(step, len(paths) - start))
+    return pixels
+
+
+def identity(paths: Sequence[str]) -> str:
+    """16 hex digits that change when a file of the list does: of their names, sizes and times."""
+    try:
+        stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    except FileNotFoundError as error:
+        raise ReidError(f"no image at {error.filename}") from None
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def _free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def augment(
+    images: Sequence[np.ndarray], rng: np.random.Generator, *, pad: int, flip: float, erase: float, fill: Sequence[int]
+) -> np.ndarray:
+    """Zero-pad and random crop, mirror, random erasing. (H, W, 3) uint8 each -> (B, H, W, 3) uint8.
+
+    pad: pixels. flip, erase: probabilities. fill: RGB of an erased box: the mean, which normalisation makes zero.
+    Erasing: Zhong et al. 2020, area 0.02-0.4 of the image, aspect 0.3-3.33, up to 100 tries to place the box.
+    """
+    height, width = images[0].shape[:2]
+    count = len(images)
+    batch = np.zeros((count, height, width, 3), np.uint8)
+    shifts = rng.integers(-pad, pad + 1, (count, 2))
+    mirrored = rng.random(count) < flip
+    erased = rng.random(count) < erase
+    for out, image, (dy, dx), mirror, hit in zip(batch, images, shifts, mirrored, erased, strict=True):
+        source = image[max(0, dy) : height + min(0, dy), max(0, dx) : width + min(0, dx)]
+        target = out[max(0, -dy) : height + min(0, -dy), max(0, -dx) : width + min(0, -dx)]
+        target[:] = source[:, ::-1] if mirror else source
+        if hit:
+            box = erasing_box(height, width, rng)
+            if box is not None:
+                top, left, h, w = box
+                out[top : top + h, left : left + w] = fill
+    return batch
+
+
+def erasing_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
+    """(top, left, height, width) in pixels of a random box of 0.02-0.4 of the area, aspect 0.3-3.33."""
+    for _ in range(100):
+        area = rng.uniform(0.02, 0.4) * height * width
+        aspect = rng.uniform(0.3, 1 / 0.3)
+        h, w = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if 0 < h < height and 0 < w < width:
+            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+    return None
+
+
+def prefetch(produce: Callable[[int], T], steps: Sequence[int], depth: int = 3) -> Iterator[T]:
+    """produce(step) for each step, in order, made by one thread ahead of the consumer.
+
+    A thread, not a process: the pixels are in memory, and a child forked after torch has used threads hangs.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: tuple[T | None, BaseException | None]) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in steps:
+                if stop.is_set():
+                    return
+                put((produce(step), None))
+        except BaseException as error:  # handed to the consumer, who raises it
+            put((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        for _ in steps:
+            value, error = ready.get()
+            if error is not None:
+                raise error
+            yield value  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,126 @@
+"""Images -> embeddings: (N, D) float32 of unit length, image and mirror image summed, resumable.
+
+    features = Embedder(load_model("model.safetensors")).embed(paths)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from reid.data import identity, prefetch, read_images
+from reid.files import atomic_file
+from reid.model import ReidModel
+from reid.types import ReidError
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device of that name; without one, CUDA where there is one, else the CPU."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ReidError(f"device {name!r} cannot be used ({reason}); try --device cpu") from None
+    return device
+
+
+class Embedder:
+    """A model made ready to embed image files: evaluation mode, channels-last, float32.
+
+    flip: the features of the image and of its mirror image are summed (MGN section 4.1).
+    """
+
+    def __init__(
+        self, model: ReidModel, *, batch_size: int = 64, flip: bool = True, device: str | torch.device | None = None
+    ) -> None:
+        self.device = device if isinstance(device, torch.device) else pick_device(device)
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.batch_size, self.flip = batch_size, flip
+
+    @property
+    def dimension(self) -> int:
+        return self.model.dimension
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model and of how it is used: embeddings compare only where this is equal."""
+        return self.model.fingerprint + ("" if self.flip else "-noflip")
+
+    @torch.inference_mode()
+    def features(self, pixels: np.ndarray) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, F, D) on the device, summed over image and mirror image, not of unit length."""
+        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+        features = self.model.features(images)
+        return features + self.model.features(images.flip(3)) if self.flip else features
+
+    def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """(B, H, W, 3) RGB uint8 of the model's input size -> (B, D) float32 of unit length."""
+        vectors = self.features(pixels).flatten(1)
+        return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+
+    def embed(
+        self, paths: Sequence[str | Path], *, save: Path | None = None, progress: bool = False, desc: str = "embedding"
+    ) -> np.ndarray:
+        """Image files -> (N, D) float32 of unit length, row i of paths[i].
+
+        save: a .npy file for the result. It is read instead where it is there and of the same model and paths;
+        until it is whole, rows are kept beside it, and an interrupted call goes on from them.
+        Raises ReidError that names a file which is no whole image.
+        """
+        names = [str(path) for path in paths]
+        if save is None:
+            rows = np.empty((len(names), self.dimension), np.float32)
+            done = 0
+            for batch in self._batches(names, 0, progress, desc):
+                rows[done : done + len(batch)] = batch
+                done += len(batch)
+            return rows
+        return self._embed_into(save, names, progress, desc)
+
+    def _batches(self, paths: list[str], start: int, progress: bool, desc: str) -> Iterator[np.ndarray]:
+        size, step = self.model.input_size, self.batch_size
+        starts = range(start, len(paths), step)
+        with tqdm(total=len(paths), initial=start, desc=desc, unit="img", disable=not progress) as bar:
+            for pixels in prefetch(lambda i: read_images(paths[i : i + step], size), starts):
+                yield self.embed_pixels(pixels)
+                bar.update(len(pixels))
+
+    def _embed_into(self, save: Path, paths: list[str], progress: bool, desc: str) -> np.ndarray:
+        """Rows go to the end of a journal whose first line says of what they are; when all are there it becomes .npy."""
+        of = {"fingerprint": self.fingerprint, "paths": identity(paths), "dimension": self.dimension}
+        label = save.with_suffix(".json")
+        if save.exists() and label.exists() and json.loads(label.read_text(encoding="utf-8")) == of:
+            return np.load(save, allow_pickle=False)
+        save.parent.mkdir(parents=True, exist_ok=True)
+        journal, header = save.with_suffix(".rows"), (json.dumps(of) + "\n").encode()
+        done = 0
+        if journal.exists():
+            with journal.open("rb") as file:
+                if file.readline() == header:  # a row cut by the interruption is dropped
+                    done = (journal.stat().st_size - len(header)) // (4 * self.dimension)
+        with journal.open("r+b" if done else "w+b") as file:
+            if not done:
+                file.write(header)
+            file.truncate(len(header) + done * 4 * self.dimension)
+            file.seek(0, os.SEEK_END)
+            for batch in self._batches(paths, done, progress, desc):
+                file.write(batch.tobytes())
+                file.flush()
+            file.seek(len(header))
+            rows = np.fromfile(file, np.float32).reshape(len(paths), self.dimension)
+        label.unlink(missing_ok=True)  # a label never stands beside rows that it does not describe
+        with atomic_file(save) as temporary, temporary.open("wb") as file:
+            np.save(file, rows)
+        with atomic_file(label) as temporary:
+            temporary.write_text(json.dumps(of), encoding="utf-8")
+        journal.unlink()
+        return rows
+

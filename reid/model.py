@@ -1,0 +1,161 @@
+"""The whole model: pixels in, embeddings out; mean and std inside; one file that carries its own card.
+
+    model = load_model("model.safetensors")
+    model.embed(pixels)        # uint8 or [0, 1] (B, 3, H, W) -> (B, D)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mgn
+from reid import tensors
+from reid.backbones import Source
+from reid.config import Config
+from reid.types import ReidError
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
+ARCHITECTURE = ("backbone", "branches", "dim", "pool", "neck")  # the keys of Config that shape the network
+
+
+class ReidModel(nn.Module):
+    """Backbone and head with the preprocessing inside.
+
+    card: what a saved model says of itself; "architecture", "input_size" (height, width), "mean" and "std" (RGB, of
+    pixels in [0, 1]) and "num_classes" build it, the rest (recipe, data, scores, git revision) describes it.
+    weights: of the whole backbone, to start from.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, card: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.card = card
+        shape = card["architecture"]
+        source = Source(shape["backbone"], weights)
+        self.head = mgn.MGN(
+            source.trunk(),
+            source.make_branch,
+            source.backbone.channels,
+            card["num_classes"],
+            branches=[mgn.Branch(*branch) for branch in shape["branches"]],
+            dim=shape["dim"],
+            pool=shape["pool"],
+            neck=shape["neck"],
+        )
+        self.register_buffer("mean", torch.tensor(card["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(card["std"]).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        height, width = self.card["input_size"]
+        return height, width
+
+    @property
+    def dimension(self) -> int:
+        """Values of an embedding: features x values a feature."""
+        return len(self.head.names) * self.card["architecture"]["dim"]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells models apart: of everything that an embedding depends on, so not of the classifier."""
+        depends = {key: self.card[key] for key in ("architecture", "input_size", "mean", "std")}
+        described = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())
+        described.update(tensors.digest(_without_classifier(self.state_dict())).encode())
+        return described.hexdigest()[:16]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """RGB (B, 3, H, W), uint8 or [0, 1] -> zero mean, unit variance by the card."""
+        scale = self.std * (255 if pixels.dtype == torch.uint8 else 1)
+        return torch.addcmul(-self.mean / self.std, pixels.float(), 1 / scale)
+
+    def forward(self, pixels: Tensor) -> mgn.Heads:
+        """RGB (B, 3, H, W), uint8 or [0, 1] -> Heads."""
+        return self.head(self.normalise(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """The same pixels -> each feature after the neck, (B, F, D), in the order of `head.names`."""
+        return self.head.features(self.normalise(pixels))[1]
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """The same pixels -> (B, F * D), not yet of unit length."""
+        return self.features(pixels).flatten(1)
+
+
+def make_card(config: Config, num_classes: int) -> dict[str, Any]:
+    """The card of a new model of this recipe."""
+    recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
+    return {
+        "architecture": {key: recipe[key] for key in ARCHITECTURE},
+        "input_size": [config.height, config.width],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "num_classes": num_classes,
+        "recipe": recipe,
+        "git_revision": git_revision(),
+    }
+
+
+def check_input_size(model: ReidModel) -> None:
+    """ReidError where the model's input is too small for its strides and stripes."""
+    height, width = model.input_size
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval().embed(torch.zeros(1, 3, height, width, device=model.mean.device))
+    except (ValueError, RuntimeError):
+        raise ReidError(
+            f"input {height}x{width} is too small for {model.card['architecture']['backbone']}: "
+            f"each branch needs a map of at least {max(b.parts for b in model.head.table)} rows; "
+            "try --set height=128 --set width=64 or more"
+        ) from None
+    finally:
+        model.train(training)
+
+
+def save_model(model: ReidModel, path: str | Path, *, classifier: bool = True) -> None:
+    """Writes weights and card as one safetensors file. Without the classifier the model still embeds as before."""
+    state, card = model.state_dict(), dict(model.card)
+    if not classifier:
+        state, card["num_classes"] = _without_classifier(state), 0
+    tensors.write(path, "model", state, {**card, "fingerprint": model.fingerprint})
+
+
+def load_model(path: str | Path) -> ReidModel:
+    """The model of a file that `save_model` wrote, in evaluation mode, in float32, on the CPU.
+
+    Raises ReidError where the file is missing, damaged, a pickle, without a card, or does not hold what its card says.
+    """
+    state, card = tensors.read(path, "model")
+    try:
+        model = ReidModel(card)
+        model.load_state_dict(state, strict=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ReidError(f"{path}: weights and card do not agree, so it is of another architecture ({reason})") from None
+    return model.eval()
+
+
+def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name != "head.classifier"}
+
+
+def git_revision() -> str | None:
+    """Of the checkout that runs, "-dirty" where files differ from it; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None

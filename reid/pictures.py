@@ -1,0 +1,325 @@
+"""Pictures of a run: ranked lists with right and wrong marked, one search's answer, training curves.
+
+What is shown (`choose_queries`, `ranked_rows`) is decided by pure functions; the drawing only follows them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from reid.evaluate import Scores
+from reid.files import atomic_file
+from reid.types import DISTRACTOR, JUNK, Sample, Splits
+
+CROP_W, CROP_H = 72, 128  # pixels that a crop is fitted into, its aspect kept
+FRAME = 5  # pixels of colour around a crop
+TILE_W, TILE_H = CROP_W + 2 * FRAME, CROP_H + 2 * FRAME
+GAP = 8
+QUERY_GAP = 22  # sets the query apart from its answers
+MARGIN = 16
+TITLE_LINE, CAPTION_LINE, TEXT_LINE = 26, 24, 16  # heights of a line of text
+PER_LINE = 10  # answers beside each other; more go on below
+
+INK = (32, 32, 32)
+PALE_INK = (110, 110, 110)
+PAPER = (255, 255, 255)
+LETTERBOX = (236, 236, 236)
+RIGHT = (0, 145, 80)  # green and red differ in lightness too, and each frame also carries a tick or a cross
+WRONG = (205, 30, 40)
+UNKNOWN = (150, 150, 150)
+QUERY = (40, 70, 140)
+MISSING = (190, 190, 190)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One crop in a ranked list. None where a value is not known."""
+
+    path: str | os.PathLike[str]
+    score: float | None = None  # cosine similarity to the query, in [-1, 1]
+    pid: int | str | None = None
+    camid: int | str | None = None
+    right: bool | None = None  # same person as the query
+
+
+@dataclass(frozen=True)
+class Row:
+    """One query and its answers, nearest first, under a line of text."""
+
+    caption: str
+    query: Tile
+    answers: tuple[Tile, ...]
+
+
+def choose_queries(average_precision: np.ndarray, *, worst: int = 4, spread: int = 4) -> list[tuple[str, int]]:
+    """Queries worth looking at: the `worst` lowest average precisions, then `spread` even quantiles up to the best.
+
+    `average_precision` is (Q,) in [0, 1], NaN for a query without a match (never chosen); equal values keep the order
+    of the queries. Returns (label, position) pairs by rising average precision, each query once.
+    """
+    valid = np.flatnonzero(~np.isnan(average_precision))
+    order = valid[np.argsort(average_precision[valid], kind="stable")]
+    if not len(order):
+        return []
+    last = len(order) - 1
+    chosen = {last: "best"}
+    for place in range(min(worst, last)):
+        chosen[place] = f"worst {place + 1}"
+    for step in range(1, spread):
+        label = "median" if 2 * step == spread else f"better than {100 * step // spread} %"
+        chosen.setdefault(round(last * step / spread), label)
+    return [(chosen[place], int(order[place])) for place in sorted(chosen)]
+
+
+def ranked_rows(
+    chosen: Sequence[tuple[str, int]],
+    splits: Splits,
+    scores: Scores,
+    query_features: np.ndarray,
+    gallery_features: np.ndarray,
+    *,
+    top_k: int = 10,
+) -> list[Row]:
+    """The first `top_k` answers to each chosen query, by the evaluation's protocol.
+
+    Features are (Q, D) and (G, D), rows as in `splits.query` and `splits.gallery`. Left out for a query: gallery
+    images of its person from its own camera, and junk. Equal scores keep the gallery's order. Only the chosen queries
+    are compared, the gallery being read in blocks, so a memory-mapped one of any size will do.
+    """
+    positions = [position for _, position in chosen]
+    similarity = _similarity(np.asarray(query_features[positions]), gallery_features)  # (chosen, G)
+    pids = np.array([sample.pid for sample in splits.gallery])
+    camids = np.array([sample.camid for sample in splits.gallery])
+    rows = []
+    for (label, position), row_similarity in zip(chosen, similarity, strict=True):
+        query = splits.query[position]
+        kept = np.flatnonzero((pids != JUNK) & ~((pids == query.pid) & (camids == query.camid)))
+        nearest = kept[np.argsort(-row_similarity[kept], kind="stable")[:top_k]]
+        matches = int((pids[kept] == query.pid).sum())
+        caption = (
+            f"{label}:  AP {100 * scores.average_precision[position]:.1f} %,  "
+            f"first hit at rank {int(scores.first_rank[position])},  {matches} right in the gallery"
+        )
+        answers = [_tile(splits.gallery[i], query, float(row_similarity[i])) for i in nearest]
+        rows.append(Row(caption, Tile(query.path, pid=query.pid, camid=query.camid), tuple(answers)))
+    return rows
+
+
+def _tile(sample: Sample, query: Sample, score: float) -> Tile:
+    return Tile(sample.path, score, sample.pid, sample.camid, sample.pid == query.pid)
+
+
+def _similarity(query: np.ndarray, gallery: np.ndarray, block: int = 8192) -> np.ndarray:
+    """Cosine similarity (Q, G) of rows of any length."""
+    query = _unit(query)
+    blocks = [query @ _unit(np.asarray(gallery[start : start + block])).T for start in range(0, len(gallery), block)]
+    return np.concatenate(blocks, axis=1)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def draw_ranked(rows: Sequence[Row], output: str | os.PathLike[str], *, title: str) -> None:
+    """Writes a PNG of ranked lists: the query at the left, each answer framed and marked right or wrong."""
+    _save(_sheet(rows, title=title, legend=True), output)
+
+
+def draw_search(query_path: str | os.PathLike[str], rows: Sequence[Tile], output: str | os.PathLike[str]) -> None:
+    """Writes a PNG of one query and its answers `rows`, nearest first; unmarked where `right` is None."""
+    caption = f"{len(rows)} nearest of the gallery" if rows else "the gallery gave no answer"
+    legend = any(tile.right is not None for tile in rows)
+    row = Row(caption, Tile(query_path), tuple(rows))
+    _save(_sheet([row], title=os.path.basename(os.fspath(query_path)), legend=legend), output)
+
+
+def tile_box(rows: Sequence[Row], row: int, answer: int | None) -> tuple[int, int, int, int]:
+    """Where a tile stands in the picture of `rows`, frame included: (left, top, right, bottom) in pixels.
+
+    `answer` counts from 0; None is the query.
+    """
+    top = MARGIN + 2 * TITLE_LINE + sum(_row_height(r) for r in rows[:row]) + CAPTION_LINE + TEXT_LINE
+    left = MARGIN
+    if answer is not None:
+        left += TILE_W + QUERY_GAP + (answer % PER_LINE) * (TILE_W + GAP)
+        top += answer // PER_LINE * _line_height()
+    return left, top, left + TILE_W, top + TILE_H
+
+
+def _line_height() -> int:
+    return TEXT_LINE + TILE_H + 2 * TEXT_LINE + GAP  # rank, crop, score and camera, pid
+
+
+def _row_height(row: Row) -> int:
+    return CAPTION_LINE + max(1, math.ceil(len(row.answers) / PER_LINE)) * _line_height() + GAP
+
+
+def _sheet(rows: Sequence[Row], *, title: str, legend: bool) -> Image.Image:
+    columns = max((min(len(row.answers), PER_LINE) for row in rows), default=0)
+    # Never narrower than five answers, so that title, captions and legend have room.
+    width = 2 * MARGIN + TILE_W + QUERY_GAP + max(columns, 5) * (TILE_W + GAP) - GAP
+    height = 2 * MARGIN + 2 * TITLE_LINE + sum(_row_height(row) for row in rows)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _text(draw, (MARGIN, MARGIN), title, 17, INK, width - 2 * MARGIN)
+    if legend:
+        x = MARGIN
+        for right, words in ((True, "same person"), (False, "another person")):
+            sheet.paste(_badge(right), (x, MARGIN + TITLE_LINE), _badge(right))
+            _text(draw, (x + 24, MARGIN + TITLE_LINE + 1), words, 14, PALE_INK, 120)
+            x += 140
+    for i, row in enumerate(rows):
+        left, top, _, _ = tile_box(rows, i, None)
+        draw.line(
+            (MARGIN, top - CAPTION_LINE - TEXT_LINE - 4, width - MARGIN, top - CAPTION_LINE - TEXT_LINE - 4), LETTERBOX
+        )
+        _text(draw, (left, top - CAPTION_LINE - TEXT_LINE), row.caption, 15, INK, width - 2 * MARGIN)
+        _place(sheet, draw, (left, top), row.query, "query")
+        for j, answer in enumerate(row.answers):
+            _place(sheet, draw, tile_box(rows, i, j)[:2], answer, str(j + 1))
+    return sheet
+
+
+_NOBODY: dict[int | str, str] = {DISTRACTOR: "distractor", JUNK: "junk"}
+
+
+def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: Tile, heading: str) -> None:
+    left, top = corner
+    colour = QUERY if heading == "query" else UNKNOWN if tile.right is None else RIGHT if tile.right else WRONG
+    draw.rectangle((left, top, left + TILE_W - 1, top + TILE_H - 1), colour)
+    sheet.paste(_crop(tile.path), (left + FRAME, top + FRAME))
+    if tile.right is not None:
+        badge = _badge(tile.right)
+        sheet.paste(badge, (left + TILE_W - badge.width, top), badge)
+    score = "" if tile.score is None else f"{tile.score:.2f}"
+    camera = "" if tile.camid is None else f"c{tile.camid}"
+    person = "" if tile.pid is None else _NOBODY.get(tile.pid, f"pid {tile.pid}")
+    lines = [(heading, top - TEXT_LINE, PALE_INK), (f"{score}  {camera}".strip(), top + TILE_H + 1, INK)]
+    lines.append((person, top + TILE_H + 1 + TEXT_LINE, PALE_INK))
+    for words, y, ink in lines:
+        _text(draw, (left + TILE_W // 2, y), words, 13, ink, TILE_W + GAP - 2, anchor="ma")
+
+
+def _crop(path: str | os.PathLike[str]) -> Image.Image:
+    """The image fitted into (CROP_W, CROP_H); a grey tile with a cross where it cannot be read."""
+    crop = Image.new("RGB", (CROP_W, CROP_H), LETTERBOX)
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        crop.paste(MISSING, (0, 0, CROP_W, CROP_H))
+        draw = ImageDraw.Draw(crop)
+        draw.line((0, 0, CROP_W - 1, CROP_H - 1), PALE_INK, 2)
+        draw.line((0, CROP_H - 1, CROP_W - 1, 0), PALE_INK, 2)
+        return crop
+    scale = min(CROP_W / image.width, CROP_H / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    crop.paste(image.resize(size, Image.Resampling.LANCZOS), ((CROP_W - size[0]) // 2, (CROP_H - size[1]) // 2))
+    return crop
+
+
+@functools.cache
+def _badge(right: bool) -> Image.Image:
+    """A disc with a tick or a cross, (20, 20) RGBA: tells right from wrong without colour."""
+    large = Image.new("RGBA", (80, 80), (*(RIGHT if right else WRONG), 0))
+    draw = ImageDraw.Draw(large)
+    draw.ellipse((0, 0, 79, 79), (*PAPER, 255))
+    draw.ellipse((5, 5, 74, 74), (*(RIGHT if right else WRONG), 255))
+    strokes = [((22, 41), (35, 54), (58, 27))] if right else [((26, 26), (54, 54)), ((54, 26), (26, 54))]
+    for stroke in strokes:
+        draw.line(stroke, (*PAPER, 255), 10, joint="curve")
+    return large.resize((20, 20), Image.Resampling.LANCZOS)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def _text(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    words: str,
+    size: int,
+    ink: tuple[int, int, int],
+    room: int,
+    *,
+    anchor: str = "la",
+) -> None:
+    """One line of text, cut with dots where it would be wider than `room` pixels."""
+    font = _font(size)
+    words = words.replace("\n", " ").encode("utf-8", "replace").decode()  # a file name may hold bytes that are no text
+    if font.getlength(words) > room:
+        while words and font.getlength(words + "...") > room:
+            words = words[:-1]
+        words += "..."
+    draw.text(corner, words, ink, font, anchor=anchor)
+
+
+def _save(image: Image.Image, output: str | os.PathLike[str]) -> None:
+    with atomic_file(output) as temporary:
+        image.save(temporary, format="PNG", optimize=True)
+
+
+def draw_curves(history: Sequence[dict[str, Any]], output: str | os.PathLike[str]) -> None:
+    """Writes a PNG of a training: loss and its parts, learning rate, and each head's accuracy, Rank-1 and spread.
+
+    `history` has one dict an epoch, at least one: epoch, lr, loss, softmax, triplet; rank1 of all heads together; and
+    heads, a list of name, accuracy, rank1 and spread. accuracy and rank1 are fractions in [0, 1], rank1 None where it
+    was not measured; spread is in [0, 1].
+    """
+    from matplotlib.figure import Figure  # lazily: slow to import; Figure without pyplot draws by Agg, with no display
+
+    epochs = [entry["epoch"] for entry in history]
+    marker = "o" if len(history) == 1 else None
+    figure = Figure(figsize=(12, 9.6), layout="constrained")
+    axes = figure.subplots(3, 2).ravel()
+    for part, colour in (("loss", "black"), ("softmax", "tab:blue"), ("triplet", "tab:orange")):
+        axes[0].plot(epochs, [entry[part] for entry in history], color=colour, marker=marker, label=part)
+    axes[0].set(title="Loss", ylabel="loss, mean over the epoch")
+    axes[0].legend(frameon=False)
+    axes[1].plot(epochs, [entry["lr"] for entry in history], color="black", marker=marker)
+    axes[1].set(title="Learning rate", ylabel="learning rate at the epoch's end")
+
+    for i, name in enumerate(dict.fromkeys(head["name"] for entry in history for head in entry["heads"])):
+        style: dict[str, Any] = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i % 3], "label": name}
+        rows = [(entry["epoch"], head) for entry in history for head in entry["heads"] if head["name"] == name]
+        x = [epoch for epoch, _ in rows]
+        axes[2].plot(x, [100 * head["accuracy"] for _, head in rows], marker=marker, **style)
+        axes[4].plot(x, [head["spread"] for _, head in rows], marker=marker, **style)
+        _plot_measured(axes[3], [(epoch, head["rank1"]) for epoch, head in rows], **style)
+    together = [(entry["epoch"], entry["rank1"]) for entry in history]
+    _plot_measured(axes[3], together, color="black", linewidth=2.5, label="all together (Rank-1)")
+    axes[2].set(title="Accuracy of each head on training images", ylabel="accuracy (%)")
+    axes[3].set(title="Rank-1 of each head alone, on the identities watched", ylabel="Rank-1 (%)")
+    axes[4].set(title="Spread of each head's features", ylabel="spread (0: collapsed to a constant)")
+    if not axes[3].lines:
+        axes[3].text(0.5, 0.5, "not measured", transform=axes[3].transAxes, ha="center", color="0.4")
+
+    for ax in axes[:5]:
+        ax.set(xlabel="epoch", xlim=axes[0].get_xlim())
+        ax.set_ylim(bottom=0)
+        ax.grid(True, color="0.9")
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[5].axis("off")
+    shown = {line.get_label(): line for line in (*axes[2].lines, *axes[3].lines)}
+    if shown:
+        axes[5].legend(shown.values(), shown.keys(), title="heads", loc="center", ncols=2, frameon=False)
+    with atomic_file(output) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _plot_measured(ax: Any, points: Sequence[tuple[int, float | None]], **style: Any) -> None:
+    """A dot for each (epoch, fraction) that was measured, joined, in percent."""
+    measured = [(epoch, 100 * value) for epoch, value in points if value is not None]
+    if measured:
+        ax.plot(*zip(*measured, strict=True), marker="o", markersize=4, **style)

@@ -1,0 +1,60 @@
+"""Tensors and text in one file that is never unpickled: safetensors, with a checksum that is verified on reading."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reid.files import atomic_file
+from reid.types import ReidError
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and values, in the order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], text: Mapping[str, Any]) -> None:
+    """Writes a file of `kind` ("model", "checkpoint"): whole or not at all. `text` is anything JSON takes."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"kind": kind, "sha256": digest(whole), "text": json.dumps(text, ensure_ascii=False)}
+    with atomic_file(path) as temporary:
+        save_file(whole, temporary, metadata=header)
+
+
+def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors on the CPU, text) of a file of `kind`. Raises ReidError where it is missing, damaged or something else."""
+    path = Path(path)
+    if not path.is_file():
+        raise ReidError(f"no {kind} at {path}")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise ReidError(f"{path} is a PyTorch or pickle file: a {kind} is a .safetensors file of this program "
+                        "(pickles are never loaded; backbone weights go in with --set pretrained=FILE)")  # fmt: skip
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        text = json.loads(header.get("text", "null"))
+    except Exception as error:  # safetensors and json each have their own
+        raise ReidError(f"{path} is damaged or no safetensors file ({' '.join(str(error).split())[:100]})") from None
+    if header.get("kind") != kind or not isinstance(text, dict):
+        raise ReidError(f"{path} carries no card, so it is no {kind} of this program; "
+                        "backbone weights go in with --set pretrained=FILE")  # fmt: skip
+    if digest(tensors) != header.get("sha256"):
+        raise ReidError(f"{path} is damaged: its contents do not give the checksum that it carries")
+    return tensors, text

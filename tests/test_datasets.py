@@ -1,0 +1,523 @@
+"""Readers: exact samples from small trees of every layout, one clear line for every mistake, the real images."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import datasets
+from datasets import cuhk03np, folder, parse
+from reid.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real images are not here: {REAL}")
+
+MARKET = {
+    "bounding_box_train": ["0007_c2s1_000001_01.jpg", "0002_c1s1_000451_03.jpg", "0002_c6s3_000500_00.png", "Thumbs.db"],
+    "query": ["0001_c1s1_001051_00.jpg", ".DS_Store"],
+    "bounding_box_test": [
+        "0001_c2s1_001051_01.jpg",
+        "0000_c3s1_000151_01.jpg",
+        "-1_c1s1_000401_03.jpg",
+        "0001_c1s2_001051_02.jpg",
+    ],
+}
+DUKE = {
+    "bounding_box_train": ["0002_c8_f0044158.jpg", "0001_c2_f0046182.jpg"],
+    "query": ["0005_c2_f0046985.jpg"],
+    "bounding_box_test": ["0005_c5_f0051681.jpg", "7139_c1_f0000001.jpg"],
+}
+CUHK = {
+    "bounding_box_train": ["0001_c1_1.png", "0001_c2_06.png"],
+    "query": ["0003_c1_02.jpg"],
+    "bounding_box_test": ["0003_c2_07.jpg"],
+}
+# name -> (tree, its folder under a parent)
+LAYOUTS = {
+    "market1501": (MARKET, "Market-1501-v15.09.15"),
+    "dukemtmc": (DUKE, "DukeMTMC-reID"),
+    "cuhk03np_labeled": (CUHK, "cuhk03-np/labeled"),
+    "cuhk03np_detected": (CUHK, "cuhk03-np/detected"),
+}
+
+
+def plant(root: Path, tree: dict[str, list[str]]) -> Path:
+    """Empty files: reading goes by names alone."""
+    for name, files in tree.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            (root / name / file).touch()
+    return root
+
+
+def fails(name: str, root: Path) -> str:
+    """The one line of the ReidError that reading raises."""
+    with pytest.raises(ReidError) as caught:
+        datasets.read(name, root)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def triples(samples: list[Sample], root: Path) -> list[tuple[str, int, int]]:
+    return [(str(Path(sample.path).relative_to(root)), sample.pid, sample.camid) for sample in samples]
+
+
+def test_the_table_of_data_sets():
+    assert list(datasets.DATASETS) == [
+        "market1501",
+        "dukemtmc",
+        "cuhk03np_labeled",
+        "cuhk03np_detected",
+        "folder",
+        "synthetic",
+    ]
+
+
+def test_market1501_reads_exactly(tmp_path):
+    root = plant(tmp_path / "Market-1501-v15.09.15", MARKET)
+    splits = datasets.read("market1501", root)
+    assert triples(splits.train, root) == [
+        ("bounding_box_train/0002_c1s1_000451_03.jpg", 2, 1),
+        ("bounding_box_train/0002_c6s3_000500_00.png", 2, 6),
+        ("bounding_box_train/0007_c2s1_000001_01.jpg", 7, 2),
+    ]
+    assert triples(splits.query, root) == [("query/0001_c1s1_001051_00.jpg", 1, 1)]
+    assert [(pid, camid) for _, pid, camid in triples(splits.gallery, root)] == [
+        (JUNK, 1),
+        (DISTRACTOR, 3),
+        (1, 1),
+        (1, 2),
+    ]
+    assert (splits.name, splits.root, splits.official_split) == ("market1501", str(root), False)
+    assert len(splits.warnings) == 2  # of images, of identities
+    assert "train 3 images (official 12936)" in splits.warnings[0]
+    assert "gallery 1 junk (official 3819)" in splits.warnings[0]
+    assert "gallery 1 identities (official 750)" in splits.warnings[1]
+
+
+def test_duke_says_that_it_was_withdrawn(tmp_path):
+    root = plant(tmp_path / "DukeMTMC-reID", DUKE)
+    splits = datasets.read("dukemtmc", root)
+    assert [(pid, camid) for _, pid, camid in triples(splits.train, root)] == [(1, 2), (2, 8)]
+    assert [sample.pid for sample in splits.gallery] == [5, 7139]
+    assert "withdrawn by its authors in 2019" in splits.warnings[0]
+    absent = fails("dukemtmc", tmp_path / "elsewhere")
+    assert "withdrawn" in absent and "http" not in absent and "www" not in absent
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_found_by_its_own_folder_and_by_the_parent(name, tmp_path, monkeypatch):
+    tree, below = LAYOUTS[name]
+    own = plant(tmp_path / below, tree)
+    for root in {own, own.parent, tmp_path}:
+        splits = datasets.read(name, root)
+        assert splits.root == str(own)
+        assert [len(splits.train), len(splits.query)] == [2 if name != "market1501" else 3, 1]
+        for samples in splits[2:5]:
+            assert [sample.path for sample in samples] == sorted(sample.path for sample in samples)
+    monkeypatch.chdir(own)
+    assert datasets.read(name, ".") == splits
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_missing_and_empty_roots_say_what_was_looked_for_and_how_it_is_obtained(name, tmp_path):
+    for root in (tmp_path, tmp_path / "nowhere"):
+        message = fails(name, root)
+        assert str(root) in message and "bounding_box_train" in message
+        assert "author" in message and "http" not in message
+    assert "no such folder" in message
+    tree, below = LAYOUTS[name]
+    own = plant(tmp_path / below, tree)
+    for file in (own / "query").iterdir():
+        file.unlink()
+    assert f"{own / 'query'}, which is empty" in fails(name, tmp_path)
+    (own / "query").rmdir()
+    assert f"{own / 'query'}, which is missing" in fails(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "misfit"),
+    [
+        ("market1501", "0002_c7s1_000451_03.jpg"),  # there are six cameras
+        ("market1501", "0002_c0s1_000451_03.jpg"),
+        ("market1501", "1502_c1s1_000451_03.jpg"),
+        ("market1501", "0002_c1s1_000451_03.txt"),
+        ("market1501", "0002_c1_f0046182.jpg"),  # Duke's grammar
+        ("dukemtmc", "0002_c9_f0046182.jpg"),
+        ("dukemtmc", "0000_c1_f0046182.jpg"),  # no distractors here: their 408 have pids
+        ("dukemtmc", "-1_c1_f0046182.jpg"),
+        ("cuhk03np_labeled", "0001_c3_01.png"),
+        ("cuhk03np_detected", "0000_c1_01.png"),
+        ("cuhk03np_detected", "1468_c1_01.png"),
+        ("cuhk03np_detected", "0001_c1_01.png.part"),
+    ],
+)
+def test_names_that_do_not_fit_are_named(name, misfit, tmp_path):
+    tree, below = LAYOUTS[name]
+    own = plant(tmp_path / below, tree)
+    (own / "query" / misfit).touch()
+    message = fails(name, tmp_path)
+    assert misfit in message and "1 of 2" in message and str(own / "query") in message and "PPPP_c" in message
+
+
+def test_many_misfits_are_counted_and_the_first_named(tmp_path):
+    plant(tmp_path, MARKET)
+    plant(tmp_path, {"query": [f"IMG_{number}.jpg" for number in range(9)]})
+    message = fails("market1501", tmp_path)
+    assert "9 of 10" in message and "IMG_0.jpg, IMG_1.jpg, IMG_2.jpg and 6 more" in message and "IMG_3" not in message
+
+
+def test_nobodies_are_left_out_of_training_and_queries_aloud(tmp_path):
+    plant(tmp_path, MARKET)
+    plant(tmp_path, {"bounding_box_train": ["0000_c1s1_000001_00.jpg", "-1_c1s1_000001_00.jpg"]})
+    splits = datasets.read("market1501", tmp_path)
+    assert min(sample.pid for sample in splits.train) == 2
+    assert "left out 2 images of bounding_box_train" in splits.warnings[0]
+
+
+def test_an_unknown_data_set_lists_the_known(tmp_path):
+    message = fails("market", tmp_path)
+    assert all(name in message for name in datasets.DATASETS)
+
+
+# The published counts, written down here a second time: (images, identities) of train, query, gallery.
+PUBLISHED = {
+    "market1501": [(12936, 751), (3368, 750), (19732, 750)],
+    "dukemtmc": [(16522, 702), (2228, 702), (17661, 1110)],
+    "cuhk03np_labeled": [(7368, 767), (1400, 700), (5328, 700)],
+    "cuhk03np_detected": [(7365, 767), (1400, 700), (5332, 700)],
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_official_counts(name):
+    official = datasets.OFFICIAL[name]
+    assert [(official[split].images, official[split].identities) for split in official] == PUBLISHED[name]
+    for one in official.values():
+        assert not one.cameras or sum(one.cameras.values()) == one.images
+    if name == "market1501":
+        gallery = official["gallery"]
+        assert gallery.images - gallery.junk == 15913 and gallery.images - gallery.junk - gallery.distractors == 13115
+
+
+def fill(count: parse.Count, folder: str) -> list[str]:
+    """CUHK03-NP's names, as many as the count says, a camera at a time."""
+    cameras = [camid for camid, images in count.cameras.items() for _ in range(images)]
+    return [f"{folder}/{1 + n % count.identities:04d}_c{camid}_{n}.png" for n, camid in enumerate(cameras)]
+
+
+def test_the_official_split_is_recognised_and_nothing_else_is(tmp_path):
+    root = tmp_path / "detected"
+    for split, count in cuhk03np.LAYOUTS["detected"].official.items():
+        (root / parse.FOLDERS[split]).mkdir(parents=True)
+        for name in fill(count, parse.FOLDERS[split]):
+            (root / name).touch()
+    splits = datasets.read("cuhk03np_detected", root)
+    assert splits.official_split is True and splits.warnings == []
+
+    first = root / "query" / "0001_c1_0.png"
+    moved = first.rename(root / "query" / "0001_c2_0.png")
+    splits = datasets.read("cuhk03np_detected", root)
+    assert splits.official_split is False
+    assert splits.warnings == [
+        "not the official split: query c1 699 images (official 700), query c2 701 images (official 700)"
+    ]
+    moved.rename(first)
+
+    root = root.rename(tmp_path / "labeled")
+    splits = datasets.read("cuhk03np_labeled", root)
+    assert splits.official_split is False
+    assert "train 7365 images (official 7368)" in splits.warnings[0]
+    assert "counts of cuhk03np_detected" in splits.warnings[-1]
+
+
+# --- CUHK03 from its source -------------------------------------------------------------------------------------------
+
+
+def write_source(folder: Path) -> dict[tuple[str, int, int, int], np.ndarray]:
+    """A small cuhk-03.mat as MATLAB v7.3 writes it: cells are references, every array's axes are reversed.
+
+    Returns (variant, pair, person, image) -> (H, W, 3) uint8. Pair 1 has three persons, the others one; image 5 of
+    person 2 of pair 1 was never taken.
+    """
+    h5py = pytest.importorskip("h5py")
+    random = np.random.default_rng(0)
+    pictures = {}
+    with h5py.File(folder / "cuhk-03.mat", "w") as mat:
+        for variant in ("detected", "labeled"):
+            cells = mat.create_dataset(variant, (1, 5), dtype=h5py.ref_dtype)
+            for pair in range(1, 6):
+                persons = 3 if pair == 1 else 1
+                grid = mat.create_dataset(f"#refs#/{variant}{pair}", (10, persons), dtype=h5py.ref_dtype)
+                for person in range(1, persons + 1):
+                    for image in range(1, 11):
+                        name = f"#refs#/{variant}{pair}_{person}_{image}"
+                        if (pair, person, image) == (1, 2, 5):
+                            data = mat.create_dataset(name, data=np.zeros(2, np.uint64))  # an empty cell
+                            data.attrs["MATLAB_empty"] = 1
+                        else:
+                            height, width = 6 + image, 3 + person
+                            picture = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                            pictures[variant, pair, person, image] = picture
+                            data = mat.create_dataset(name, data=picture.transpose(2, 1, 0))
+                        grid[image - 1, person - 1] = data.ref
+                cells[0, pair - 1] = grid.ref
+    return pictures
+
+
+def write_config(folder: Path, variant: str, names: list[str], splits: dict[str, list[int]]) -> None:
+    """A split file of the new protocol. Labels number the persons in the order of pairs; positions count from 1."""
+    scipy_io = pytest.importorskip("scipy.io")
+    persons = sorted({name[:5] for name in names})
+    filelist = np.empty((len(names), 1), dtype=object)
+    filelist[:, 0] = names
+    scipy_io.savemat(
+        folder / f"cuhk03_new_protocol_config_{variant}.mat",
+        {
+            "labels": np.array([[persons.index(name[:5]) + 1] for name in names], np.uint16),
+            "camId": np.array([[int(name[6])] for name in names], np.uint8),
+            "filelist": filelist,
+            **{f"{split}_idx": np.array([[n] for n in numbers], np.uint16) for split, numbers in splits.items()},
+        },
+    )
+
+
+NAMES = ["1_001_1_01.png", "1_001_2_06.png", "1_002_1_02.png", "1_002_2_10.png", "1_003_1_01.png", "5_001_2_07.png"]
+SPLIT = {"train": [1, 2, 6], "query": [3], "gallery": [4, 5]}
+
+
+def test_cuhk03_is_made_from_its_source_once(tmp_path):
+    release = tmp_path / "cuhk03_release"
+    release.mkdir()
+    pictures = write_source(release)
+    for variant in cuhk03np.LAYOUTS:
+        write_config(tmp_path, variant, NAMES, SPLIT)  # next to the release's folder
+        splits = datasets.read(f"cuhk03np_{variant}", tmp_path)
+        root = release / "cuhk03-np" / variant
+        assert splits.root == str(root)
+        assert triples(splits.train, root) == [
+            ("bounding_box_train/0001_c1_01.png", 1, 1),
+            ("bounding_box_train/0001_c2_06.png", 1, 2),
+            ("bounding_box_train/0004_c2_07.png", 4, 2),
+        ]
+        assert triples(splits.query, root) == [("query/0002_c1_02.png", 2, 1)]
+        assert triples(splits.gallery, root) == [
+            ("bounding_box_test/0002_c2_10.png", 2, 2),
+            ("bounding_box_test/0003_c1_01.png", 3, 1),
+        ]
+        for path, key in [
+            ("bounding_box_train/0004_c2_07.png", (variant, 5, 1, 7)),
+            ("query/0002_c1_02.png", (variant, 1, 2, 2)),
+            ("bounding_box_test/0003_c1_01.png", (variant, 1, 3, 1)),
+        ]:
+            with Image.open(root / path) as image:
+                np.testing.assert_array_equal(np.asarray(image), pictures[key])
+    (release / "cuhk-03.mat").write_bytes(b"no longer needed")
+    assert datasets.read(f"cuhk03np_{variant}", tmp_path) == splits
+
+
+def test_cuhk03_source_mistakes_leave_nothing_behind(tmp_path):
+    write_source(tmp_path)
+    assert "cuhk03_new_protocol_config_labeled.mat" in fails("cuhk03np_labeled", tmp_path)
+
+    write_config(tmp_path, "labeled", [*NAMES, "1_002_1_05.png"], {**SPLIT, "query": [7]})  # never taken
+    assert "image 5 of person 2 of pair 1" in fails("cuhk03np_labeled", tmp_path)
+    write_config(tmp_path, "labeled", [*NAMES, "1_009_1_01.png"], {**SPLIT, "query": [7]})
+    assert "person 9 of pair 1" in fails("cuhk03np_labeled", tmp_path)
+    write_config(tmp_path, "labeled", NAMES, {**SPLIT, "query": [7]})  # past the end
+    assert "could not read it" in fails("cuhk03np_labeled", tmp_path)
+    (tmp_path / "cuhk03_new_protocol_config_labeled.mat").write_bytes(b"x" * 200)
+    assert "expected the new protocol's split file" in fails("cuhk03np_labeled", tmp_path)
+
+    write_config(tmp_path, "labeled", NAMES, SPLIT)
+    whole = (tmp_path / "cuhk-03.mat").read_bytes()
+    (tmp_path / "cuhk-03.mat").write_bytes(whole[: len(whole) // 2])
+    assert "could not make" in fails("cuhk03np_labeled", tmp_path)
+    assert not list((tmp_path / "cuhk03-np").iterdir())
+
+
+def test_cuhk03_without_h5py_names_the_command(tmp_path, monkeypatch):
+    write_source(tmp_path)
+    write_config(tmp_path, "detected", NAMES, SPLIT)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert "pip install h5py" in fails("cuhk03np_detected", tmp_path)
+
+
+def test_the_other_variants_folder_is_refused(tmp_path):
+    own = plant(tmp_path / "detected", CUHK)
+    assert "choose cuhk03np_detected" in fails("cuhk03np_labeled", own)
+    assert "looked for" in fails("cuhk03np_labeled", tmp_path)
+
+
+@needs_real
+def test_official_counts_equal_the_split_files():
+    scipy_io = pytest.importorskip("scipy.io")
+    for variant, layout in cuhk03np.LAYOUTS.items():
+        config = scipy_io.loadmat(REAL / "cuhk03-np-split" / f"cuhk03_new_protocol_config_{variant}.mat")
+        for split, count in layout.official.items():
+            at = config[f"{split}_idx"].ravel().astype(int) - 1
+            cameras = Counter(config["camId"].ravel()[at].tolist())
+            assert (len(at), len(set(config["labels"].ravel()[at].tolist()))) == (count.images, count.identities)
+            assert dict(cameras) == dict(count.cameras)
+
+
+@needs_real
+def test_the_real_images():
+    splits = datasets.read("cuhk03np_detected", REAL / "cuhk03-np-p1")
+    assert [(len(s), len({sample.pid for sample in s})) for s in splits[2:5]] == [(4292, 443), (800, 400), (3085, 400)]
+    assert splits.official_split is False
+    assert splits.root == str(REAL / "cuhk03-np-p1" / "detected")
+    assert not {s.pid for s in splits.train} & {s.pid for s in splits.query + splits.gallery}
+    assert {sample.camid for samples in splits[2:5] for sample in samples} == {1, 2}
+
+
+# --- one's own images -------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_a_person_is_divided_in_the_fields_manner(tmp_path):
+    tree = {
+        "anna": ["c1_1.jpg", "c2_1.jpg"],  # first: training
+        "bert": ["c1_1.jpg", "c1_2.jpg", "CAM2-9.PNG", "x c2.jpeg"],  # two queries, two in the gallery
+        "cleo": ["c1_1.jpg"],  # third: training
+        "dora": ["c3_0.jpg", "c10_0.jpg"],  # an image a camera: one query, one in the gallery
+        "emil": ["0002_c1s1_000451_03.jpg"],
+        "finn": ["c1.jpg"],  # an only image: gallery
+    }
+    plant(tmp_path, tree)
+    splits = datasets.read("folder", tmp_path)
+    assert [(pid, camid) for _, pid, camid in triples(splits.train, tmp_path)] == [(1, 1), (1, 2), (3, 1), (5, 1)]
+    assert triples(splits.query, tmp_path) == [("bert/CAM2-9.PNG", 2, 2), ("bert/c1_1.jpg", 2, 1), ("dora/c3_0.jpg", 4, 3)]
+    assert triples(splits.gallery, tmp_path) == [
+        ("bert/c1_2.jpg", 2, 1),
+        ("bert/x c2.jpeg", 2, 2),
+        ("dora/c10_0.jpg", 4, 10),
+        ("finn/c1.jpg", 6, 1),
+    ]
+    assert splits.official_split is None and splits.warnings == []
+
+
+def test_given_folders_of_the_split(tmp_path):
+    plant(tmp_path, {"query/bo": ["c1.jpg"], "gallery/bo": ["c2.jpg"], "gallery/al": ["c1.jpg"]})
+    splits = datasets.read("folder", tmp_path)
+    assert triples(splits.query, tmp_path) == [("query/bo/c1.jpg", 2, 1)]
+    assert triples(splits.gallery, tmp_path) == [("gallery/al/c1.jpg", 1, 1), ("gallery/bo/c2.jpg", 2, 2)]
+    assert splits.train == [] and "evaluation only" in splits.warnings[0]
+    plant(tmp_path, {"train/zoe": ["c1.jpg", "notes.txt"]})
+    splits = datasets.read("folder", tmp_path)
+    assert triples(splits.train, tmp_path) == [("train/zoe/c1.jpg", 3, 1)]
+    assert splits.warnings == ["folder: left out 1 files and folders that hold no images: zoe/notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({}, "found no image"),
+        ({"anna": []}, "found no image"),
+        ({"anna": ["0001.jpg", "c1_1.jpg"], "bert": ["cab2.jpg"]}, "2 in"),
+        ({"anna": ["c1_c2.jpg"]}, "anna/c1_c2.jpg"),
+        ({"anna": ["c1_1.jpg"]}, "two persons or more"),
+        ({"anna/c1": ["1.jpg"]}, "found folder c1/"),
+        ({"train/anna": ["c1.jpg"]}, "found train/ alone"),
+        ({"query/anna": ["c1.jpg"], "gallery": []}, "found 1 and 0"),
+    ],
+)
+def test_folder_mistakes(tree, said, tmp_path):
+    assert said in fails("folder", plant(tmp_path, tree))
+
+
+def write_csv(path: Path, rows: list[list[str]], encoding: str = "utf-8") -> Path:
+    with path.open("w", newline="", encoding=encoding) as stream:
+        csv.writer(stream).writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_csv_with_splits(tmp_path, encoding):
+    plant(tmp_path, {"a b": ["1.jpg", "2.jpg", "3.jpg"]})
+    rows = [
+        ["split", "camid", "pid", "path", "remark"],
+        ["gallery", "12", "zoë", "a b/3.jpg", ""],
+        ["query", "0", "zoë", str(tmp_path / "a b/2.jpg"), "an absolute path"],
+        ["train", "3", "10", "a b/1.jpg", "x, y"],
+    ]
+    table = write_csv(tmp_path / "list.csv", rows, encoding)
+    splits = datasets.read("folder", table)
+    assert triples(splits.train, tmp_path) == [("a b/1.jpg", 1, 3)]
+    assert triples(splits.query, tmp_path) == [("a b/2.jpg", 2, 0)]
+    assert triples(splits.gallery, tmp_path) == [("a b/3.jpg", 2, 12)]
+    assert datasets.read("folder", tmp_path) == splits
+
+
+def test_a_csv_without_splits_is_divided_like_folders(tmp_path):
+    names = [f"{person}/c{camera}_{n}.jpg" for person in "abcd" for camera in (1, 2) for n in range(3)]
+    for name in names:
+        plant(tmp_path / "images", {name[0]: [name[2:]]})
+    table = write_csv(tmp_path / "list.csv", [["path", "pid", "camid"], *([f"images/{n}", n[0], n[3]] for n in names)])
+    by_table, by_folder = datasets.read("folder", table), datasets.read("folder", tmp_path / "images")
+    assert by_table[2:5] == by_folder[2:5]
+    assert [len(samples) for samples in by_table[2:5]] == [12, 4, 8]
+
+
+HEADER = ["path", "pid", "camid"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "it has nothing"),
+        ([HEADER], "found none"),
+        ([["path", "pid"], ["1.jpg", "a"]], "add camid"),
+        ([["path;pid;camid"], ["1.jpg;a;1"]], "add path, pid, camid"),
+        ([HEADER, ["1.jpg", "a", "1"], ["1.jpg", "a", "one"]], "line 3: expected a camid"),
+        ([HEADER, ["1.jpg", "a", "-1"]], "line 2: expected a camid"),
+        ([HEADER, ["1.jpg", "", "1"]], "line 2: expected a path and a pid"),
+        ([HEADER, ["1.jpg", "a"]], "line 2: expected a camid"),
+        ([HEADER, ["1.jpg", "a", "1"], ["./1.jpg", "b", "1"]], "line 3: repeats the path of line 2"),
+        ([HEADER, ["1.jpg", "a", "1"], ["no.jpg", "b", "1"]], "1 of 2 paths do not exist"),
+        ([[*HEADER, "split"], ["1.jpg", "a", "1", "test"]], "line 2: expected split to be train, query, gallery"),
+        ([[*HEADER, "split"], ["1.jpg", "a", "1", "train"]], "both query and gallery"),
+    ],
+)
+def test_csv_mistakes_name_the_line(rows, said, tmp_path):
+    (tmp_path / "1.jpg").touch()
+    assert said in fails("folder", write_csv(tmp_path / "list.csv", rows))
+
+
+def test_csv_files_that_are_none(tmp_path):
+    (tmp_path / "list.csv").write_bytes(b"path,pid,camid\n\xff\xfe1.jpg,a,1\n")
+    assert "UTF-8" in fails("folder", tmp_path)
+    (tmp_path / "second.csv").touch()
+    assert "expected one CSV" in fails("folder", tmp_path)
+    assert "no such folder or file" in fails("folder", tmp_path / "third.csv")
+
+
+def test_a_minus_one_in_a_csv_is_said_to_be_a_person(tmp_path):
+    plant(tmp_path, {"i": ["1.jpg", "2.jpg", "3.jpg"]})
+    rows = [HEADER, ["i/1.jpg", "-1", "1"], ["i/2.jpg", "7", "1"], ["i/3.jpg", "7", "2"]]
+    splits = datasets.read("folder", write_csv(tmp_path / "list.csv", rows))
+    assert [sample.pid for sample in splits.train] == [1]
+    assert '"-1" is a person' in splits.warnings[0]
+
+
+def test_divide_loses_and_doubles_nothing():
+    random = np.random.default_rng(1)
+    samples = [Sample(f"{n:03d}", int(random.integers(1, 21)), int(random.integers(1, 4))) for n in range(200)]
+    samples += [Sample(f"{200 + pid}", pid, 1) for pid in range(1, 21)]
+    lists: dict[str, list[Sample]] = {"train": [], "query": [], "gallery": []}
+    folder.divide(samples[::-1], lists)
+    assert sorted(sum(lists.values(), [])) == sorted(samples)
+    assert {sample.pid % 2 for sample in lists["train"]} == {1}
+    assert max(Counter((sample.pid, sample.camid) for sample in lists["query"]).values()) == 1
+
+
+def test_splits_are_plain_values(tmp_path):
+    splits = datasets.read("market1501", plant(tmp_path, MARKET))
+    assert isinstance(splits, Splits) and all(isinstance(sample.path, str) for sample in splits.gallery)
+    assert all(type(sample.pid) is int and type(sample.camid) is int for sample in splits.gallery)

@@ -1,0 +1,105 @@
+"""The house's walls: which room imports which. Read from the source with `ast`, imports inside functions included."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("datasets", "reid", "scgnet", "mgn")
+SHARED = {"reid.types", "reid.files"}  # the words that datasets and reid have in common
+STDLIB = set(sys.stdlib_module_names)
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports; for `from a import b` both `a` and `a.b`."""
+    package = path.relative_to(ROOT).parent.parts
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def room(name: str) -> dict[Path, set[str]]:
+    files = {path: imports(path) for path in sorted((ROOT / name).rglob("*.py"))}
+    assert files, f"{name}/ holds no Python file"
+    return files
+
+
+def tops(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "pack" / "a.py"
+    path.parent.mkdir()
+    path.write_text("import x.y as z\nfrom . import b\nfrom .c import d\ndef f():\n    from reid import model\n")
+    assert imports(path) == {"x.y", "pack", "pack.b", "pack.c", "pack.c.d", "reid", "reid.model"}
+
+
+def test_datasets_knows_the_shared_words_only():
+    allowed = STDLIB | {"datasets", "reid", "numpy", "PIL", "h5py", "scipy", "tqdm"}
+    for path, names in room("datasets").items():
+        assert tops(names) <= allowed, f"{path} imports {tops(names) - allowed}"
+        of_reid = {name for name in names if name.partition(".")[0] == "reid"}
+        assert all(name in SHARED or name.rpartition(".")[0] in SHARED for name in of_reid), f"{path}: {of_reid}"
+
+
+def test_datasets_loads_without_torch():
+    code = "import sys, datasets, datasets.doctor; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["scgnet", "mgn"])
+def test_the_networks_know_torch_only(name):
+    for path, names in room(name).items():
+        strangers = tops(names) - STDLIB - {"torch", name}
+        assert not strangers, f"{path} imports {strangers}"
+
+
+def test_reid_never_imports_datasets_or_the_program():
+    for path, names in room("reid").items():
+        assert not tops(names) & {"datasets", "run_reid", "tests", "benchmarks"}, path
+
+
+def test_the_shared_words_need_numpy_only():
+    for name in SHARED:
+        names = imports(ROOT / f"{name.replace('.', '/')}.py")
+        assert tops(names) <= STDLIB | {"numpy", "reid"}, name
+        assert {n for n in names if n.startswith("reid.")} <= SHARED | {f"{s}.ReidError" for s in SHARED}, name
+
+
+def test_the_networks_are_wired_in_one_place_each():
+    users = {"scgnet": {"reid/backbones.py"}, "mgn": {"reid/model.py"}}
+    for network, allowed in users.items():
+        found = {str(path.relative_to(ROOT)) for path, names in room("reid").items() if network in tops(names)}
+        assert found <= allowed, f"{network} is imported by {found - allowed}"
+
+
+def test_only_the_program_knows_both_sides():
+    outside = [path for path in ROOT.glob("*.py") if path.name != "run_reid.py"]
+    for path in outside + [path for name in ROOMS for path in room(name)]:
+        names = imports(path)
+        of_reid = {name for name in names if name.startswith("reid.") and not any(name.startswith(s) for s in SHARED)}
+        assert not ("datasets" in tops(names) and of_reid), path
+
+
+def test_the_wheel_leaves_datasets_out():
+    """The top-level name `datasets` is another project's on PyPI: ours lives in the checkout only."""
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["setuptools"]["packages"]
+    listed = packages if isinstance(packages, list) else packages["find"]["include"]
+    assert {name.partition(".")[0].rstrip("*") for name in listed} == {"reid", "scgnet", "mgn"}
+
+    assert not any(line.startswith("datasets") for line in project["project"]["dependencies"])
