@@ -21,7 +21,7 @@ from reid.types import ReidError, Splits
 
 
 def _read_synthetic(root: Path) -> Splits:
-    from datasets import synthetic
+    from datasets import synthetic  # not above: it is also a program, `python -m datasets.synthetic`
 
     return synthetic.read(root)
 

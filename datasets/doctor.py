@@ -28,10 +28,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets import OFFICIAL, cuhk03np, parse
-from reid.types import JUNK, Sample, Splits
+from reid.types import JUNK, ReidError, Sample, Splits
 
 SMALL = (16, 32)  # width, height in pixels under which a crop shows a person no more (chosen)
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")  # never EPS and the like, which run programs
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # never EPS and the like, which run programs
 _DAMAGE = (  # what Pillow raises on damaged files
     OSError,
     SyntaxError,
@@ -104,7 +104,7 @@ class Report:
         for kind in ("images", "identities", "distractors", "junk"):
             if kind == "images" or any(getattr(count, kind) for count in held):
                 rows.append(cells(kind, operator.attrgetter(kind)))
-        cameras = sorted({camid for count in self.counts.values() for camid in count.cameras})
+        cameras = sorted({camid for count in held for camid in count.cameras})
         for camid in cameras[:_CAMERAS_SHOWN]:
             rows.append(
                 cells(f"camera {camid}", lambda count, c=camid: count.cameras.get(c, 0) if count.cameras else None)
@@ -275,7 +275,11 @@ def _compare_variants(splits: Splits, facts: Mapping[str, Facts], report: Report
     folder = Path(splits.root).parent / other
     if not folder.is_dir() or folder == Path(splits.root):
         return
-    theirs = cuhk03np.read(other, folder)
+    try:
+        theirs = cuhk03np.read(other, folder)
+    except ReidError as error:
+        report.notes.append(f"not compared with {other}: {error}")
+        return
     tests = (splits.query + splits.gallery, theirs.query + theirs.gallery)
     crossing = (_persons(splits.train) & _persons(tests[1])) | (_persons(theirs.train) & _persons(tests[0]))
     if crossing:

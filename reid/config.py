@@ -39,7 +39,7 @@ class Config:
     p: int  # identities a batch
     k: int  # images of each
     # schedule
-    epochs: int  # an epoch walks nearly every training image once
+    epochs: int  # an epoch walks nearly every training image once; 0 gives the untrained network
     warmup_epochs: float  # linear from lr_start to lr
     lr_start: float
     lr: float  # then half a cosine to 0
@@ -65,11 +65,11 @@ class Config:
         _check(self.neck in ("bnneck", "relu"), "neck", "bnneck or relu", self.neck)
         _check(0 <= self.holdout < 1, "holdout", "in [0, 1)", self.holdout)
         _check(self.k >= 2, "k", "at least 2 (a triplet needs a second image)", self.k)
-        for key in ("height", "width", "dim", "p", "epochs"):
+        for key in ("height", "width", "dim", "p"):
             _check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         for key in ("flip", "erase", "smoothing"):
             _check(0 <= getattr(self, key) <= 1, key, "in [0, 1]", getattr(self, key))
-        for key in ("pad", "lr_start", "lr", "momentum", "weight_decay", "margin", "triplet", "warmup_epochs"):
+        for key in ("epochs", "pad", "lr_start", "lr", "momentum", "weight_decay", "margin", "triplet", "warmup_epochs"):
             _check(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
         table_fits = self.branches and all(len(b) == 2 and b[0] >= 1 and b[1] in (1, 2) for b in self.branches)
         _check(bool(table_fits), "branches", "a list of [parts >= 1, last stride 1 or 2]", self.branches)

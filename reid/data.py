@@ -62,6 +62,8 @@ def load_pixels(
     if not file.exists():
         with atomic_file(file) as temporary:
             mapped = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            with temporary.open("r+b") as whole:  # a full disk says so here, and not as a fault while it is filled
+                os.posix_fallocate(whole.fileno(), 0, os.fstat(whole.fileno()).st_size)
             _fill(mapped, paths, size, progress)
             mapped.flush()
     return np.load(file, mmap_mode="r")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Embedder:
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.batch_size, self.flip = batch_size, flip
+        self._images, self._seconds = 0, 0.0
 
     @property
     def dimension(self) -> int:
@@ -53,6 +55,11 @@ class Embedder:
     def fingerprint(self) -> str:
         """Of the model and of how it is used: embeddings compare only where this is equal."""
         return self.model.fingerprint + ("" if self.flip else "-noflip")
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of `embed` so far, reading the files included; None before it embedded anything."""
+        return self._images / self._seconds if self._images else None
 
     @torch.inference_mode()
     def features(self, pixels: np.ndarray) -> Tensor:
@@ -88,10 +95,13 @@ class Embedder:
     def _batches(self, paths: list[str], start: int, progress: bool, desc: str) -> Iterator[np.ndarray]:
         size, step = self.model.input_size, self.batch_size
         starts = range(start, len(paths), step)
+        began = time.monotonic()
         with tqdm(total=len(paths), initial=start, desc=desc, unit="img", disable=not progress) as bar:
             for pixels in prefetch(lambda i: read_images(paths[i : i + step], size), starts):
                 yield self.embed_pixels(pixels)
                 bar.update(len(pixels))
+                self._images += len(pixels)
+        self._seconds += time.monotonic() - began
 
     def _embed_into(self, save: Path, paths: list[str], progress: bool, desc: str) -> np.ndarray:
         """Rows go to the end of a journal whose first line says of what they are; when all are there it becomes .npy."""

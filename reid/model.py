@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import mgn
 from reid import tensors
@@ -110,17 +111,28 @@ def make_card(config: Config, num_classes: int) -> dict[str, Any]:
 
 def check_input_size(model: ReidModel) -> None:
     """ReidError where the model's input is too small for its strides and stripes."""
-    height, width = model.input_size
+    try:
+        _embed_blank(model)
+    except (ValueError, RuntimeError):
+        raise ReidError(
+            f"input {'x'.join(map(str, model.input_size))} is too small for the strides of "
+            f"{model.card['architecture']['backbone']}: each branch needs a map of at least "
+            f"{max(b.parts for b in model.head.table)} rows; try --set height=128 width=64 or more"
+        ) from None
+
+
+def multiply_adds(model: ReidModel) -> int:
+    """Multiply-adds of embedding one image of the model's input size: convolutions and reductions."""
+    with FlopCounterMode(display=False) as counter:
+        _embed_blank(model)
+    return counter.get_total_flops() // 2
+
+
+def _embed_blank(model: ReidModel) -> None:
     training = model.training
     try:
         with torch.no_grad():
-            model.eval().embed(torch.zeros(1, 3, height, width, device=model.mean.device))
-    except (ValueError, RuntimeError):
-        raise ReidError(
-            f"input {height}x{width} is too small for {model.card['architecture']['backbone']}: "
-            f"each branch needs a map of at least {max(b.parts for b in model.head.table)} rows; "
-            "try --set height=128 --set width=64 or more"
-        ) from None
+            model.eval().embed(torch.zeros(1, 3, *model.input_size, device=model.mean.device))
     finally:
         model.train(training)
 

@@ -27,6 +27,7 @@ QUERY_GAP = 22  # sets the query apart from its answers
 MARGIN = 16
 TITLE_LINE, CAPTION_LINE, TEXT_LINE = 26, 24, 16  # heights of a line of text
 PER_LINE = 10  # answers beside each other; more go on below
+MOST_DRAWN = 200  # answers of a search: a picture of thousands helps nobody and fills the memory
 
 INK = (32, 32, 32)
 PALE_INK = (110, 110, 110)
@@ -134,10 +135,16 @@ def draw_ranked(rows: Sequence[Row], output: str | os.PathLike[str], *, title: s
 
 
 def draw_search(query_path: str | os.PathLike[str], rows: Sequence[Tile], output: str | os.PathLike[str]) -> None:
-    """Writes a PNG of one query and its answers `rows`, nearest first; unmarked where `right` is None."""
-    caption = f"{len(rows)} nearest of the gallery" if rows else "the gallery gave no answer"
-    legend = any(tile.right is not None for tile in rows)
-    row = Row(caption, Tile(query_path), tuple(rows))
+    """Writes a PNG of one query and its answers `rows`, nearest first; unmarked where `right` is None.
+
+    Of more than MOST_DRAWN answers it shows the nearest MOST_DRAWN, and says so.
+    """
+    drawn = tuple(rows[:MOST_DRAWN])
+    caption = f"{len(drawn)} nearest of the gallery" if drawn else "the gallery gave no answer"
+    if len(drawn) < len(rows):
+        caption += f" ({len(rows):,} were found)"
+    legend = any(tile.right is not None for tile in drawn)
+    row = Row(caption, Tile(query_path), drawn)
     _save(_sheet([row], title=os.path.basename(os.fspath(query_path)), legend=legend), output)
 
 
@@ -266,7 +273,7 @@ def _text(
 
 def _save(image: Image.Image, output: str | os.PathLike[str]) -> None:
     with atomic_file(output) as temporary:
-        image.save(temporary, format="PNG", optimize=True)
+        image.save(temporary, format="PNG")
 
 
 def draw_curves(history: Sequence[dict[str, Any]], output: str | os.PathLike[str]) -> None:

@@ -96,7 +96,7 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
 # The rest of the recipe is in config.yaml.
 MAIN_KEYS = (
     "pretrained", "pool", "neck", "p", "k", "epochs", "warmup_epochs", "lr", "weight_decay",
-    "smoothing", "margin", "triplet", "pad", "flip", "erase", "holdout", "amp", "seed",
+    "smoothing", "margin", "triplet", "pad", "flip", "erase", "holdout", "precision", "seed",
 )  # fmt: skip
 
 

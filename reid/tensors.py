@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,12 +27,24 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file's bytes. ReidError where there is none."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError):
+        raise ReidError(f"no file at {path}") from None
+
+
 def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], text: Mapping[str, Any]) -> None:
     """Writes a file of `kind` ("model", "checkpoint"): whole or not at all. `text` is anything JSON takes."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"kind": kind, "sha256": digest(whole), "text": json.dumps(text, ensure_ascii=False)}
     with atomic_file(path) as temporary:
-        save_file(whole, temporary, metadata=header)
+        try:
+            save_file(whole, temporary, metadata=header)
+        except SafetensorError as error:  # its own name for a full disk
+            raise ReidError(f"{path} cannot be written ({error}); what stood there is as it was") from None
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -42,7 +42,7 @@ WATCHED_IDENTITIES = 64  # of the training set, where none are held out
 READ_STEPS = 10  # the losses are read from the device, and checked, every so many steps
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C came; a checkpoint is written. The message says how far the run is."""
 
 
@@ -113,8 +113,9 @@ class _Run:
         size = (config.height, config.width)
         pixels = load_pixels(paths, size, cache=config.cache, folder=self.output, progress=self.progress)
         self.pixels, self.watched_pixels = pixels[: len(self.samples)], pixels[len(self.samples) :]
-        with _interruptible() as interrupted:
-            self._loop(interrupted, stop_after)
+        if self.step < self.steps:
+            with _interruptible() as interrupted:
+                self._loop(interrupted, stop_after)
         self._save_model(self.model_file) if config.holdout == 0 else self._keep_best()
         for leftover in (self.checkpoint_file, *self.output.glob("pixels-*.npy")):
             leftover.unlink(missing_ok=True)
@@ -201,8 +202,6 @@ class _Run:
                     saved = last = time.monotonic()
                 if stops and self.step < self.steps:
                     raise Interrupted(f"stopped after step {self.step} of {self.steps}")
-        if self.step == self.steps:
-            self._checkpoint()
 
     def _step(self, pixels: Tensor, labels: Tensor, log: _Log) -> Losses:
         config = self.config

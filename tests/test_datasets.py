@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,12 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real images are not here: {REAL}")
 
 MARKET = {
-    "bounding_box_train": ["0007_c2s1_000001_01.jpg", "0002_c1s1_000451_03.jpg", "0002_c6s3_000500_00.png", "Thumbs.db"],
+    "bounding_box_train": [
+        "0007_c2s1_000001_01.jpg",
+        "0002_c1s1_000451_03.jpg",
+        "0002_c6s3_000500_00.png",
+        "Thumbs.db",
+    ],
     "query": ["0001_c1s1_001051_00.jpg", ".DS_Store"],
     "bounding_box_test": [
         "0001_c2s1_001051_01.jpg",
@@ -207,35 +213,32 @@ def test_the_official_counts(name):
         assert gallery.images - gallery.junk == 15913 and gallery.images - gallery.junk - gallery.distractors == 13115
 
 
-def fill(count: parse.Count, folder: str) -> list[str]:
-    """CUHK03-NP's names, as many as the count says, a camera at a time."""
-    cameras = [camid for camid, images in count.cameras.items() for _ in range(images)]
-    return [f"{folder}/{1 + n % count.identities:04d}_c{camid}_{n}.png" for n, camid in enumerate(cameras)]
+def test_the_official_split_is_recognised_and_nothing_else_is(tmp_path, monkeypatch):
+    one = parse.Count(1, 1, parse.per_camera(1, 0))  # the official counts, scaled down to the tree of CUHK
+    small = {
+        "detected": {"train": parse.Count(2, 1, parse.per_camera(1, 1)), "query": one, "gallery": parse.Count(1, 1)},
+        "labeled": {"train": parse.Count(3, 1, parse.per_camera(2, 1)), "query": one, "gallery": parse.Count(1, 1)},
+    }
+    for variant, official in small.items():
+        layout = dataclasses.replace(cuhk03np.LAYOUTS[variant], official=official)
+        monkeypatch.setitem(cuhk03np.LAYOUTS, variant, layout)
 
-
-def test_the_official_split_is_recognised_and_nothing_else_is(tmp_path):
-    root = tmp_path / "detected"
-    for split, count in cuhk03np.LAYOUTS["detected"].official.items():
-        (root / parse.FOLDERS[split]).mkdir(parents=True)
-        for name in fill(count, parse.FOLDERS[split]):
-            (root / name).touch()
+    root = plant(tmp_path / "detected", CUHK)
     splits = datasets.read("cuhk03np_detected", root)
     assert splits.official_split is True and splits.warnings == []
 
-    first = root / "query" / "0001_c1_0.png"
-    moved = first.rename(root / "query" / "0001_c2_0.png")
+    moved = (root / "query" / "0003_c1_02.jpg").rename(root / "query" / "0003_c2_02.jpg")  # as many, another camera
     splits = datasets.read("cuhk03np_detected", root)
     assert splits.official_split is False
-    assert splits.warnings == [
-        "not the official split: query c1 699 images (official 700), query c2 701 images (official 700)"
-    ]
-    moved.rename(first)
+    assert splits.warnings == ["not the official split: query c1 0 images (official 1), query c2 1 images (official 0)"]
+    moved.rename(root / "query" / "0003_c1_02.jpg")
 
-    root = root.rename(tmp_path / "labeled")
-    splits = datasets.read("cuhk03np_labeled", root)
+    splits = datasets.read("cuhk03np_labeled", root.rename(tmp_path / "labeled"))
     assert splits.official_split is False
-    assert "train 7365 images (official 7368)" in splits.warnings[0]
-    assert "counts of cuhk03np_detected" in splits.warnings[-1]
+    assert splits.warnings == [
+        "not the official split: train 2 images (official 3)",
+        "cuhk03np_labeled: these are the counts of cuhk03np_detected: the two seem to be mixed up",
+    ]
 
 
 # --- CUHK03 from its source -------------------------------------------------------------------------------------------
@@ -393,7 +396,11 @@ def test_a_folder_a_person_is_divided_in_the_fields_manner(tmp_path):
     plant(tmp_path, tree)
     splits = datasets.read("folder", tmp_path)
     assert [(pid, camid) for _, pid, camid in triples(splits.train, tmp_path)] == [(1, 1), (1, 2), (3, 1), (5, 1)]
-    assert triples(splits.query, tmp_path) == [("bert/CAM2-9.PNG", 2, 2), ("bert/c1_1.jpg", 2, 1), ("dora/c3_0.jpg", 4, 3)]
+    assert triples(splits.query, tmp_path) == [
+        ("bert/CAM2-9.PNG", 2, 2),
+        ("bert/c1_1.jpg", 2, 1),
+        ("dora/c3_0.jpg", 4, 3),
+    ]
     assert triples(splits.gallery, tmp_path) == [
         ("bert/c1_2.jpg", 2, 1),
         ("bert/x c2.jpeg", 2, 2),
@@ -512,7 +519,7 @@ def test_divide_loses_and_doubles_nothing():
     samples += [Sample(f"{200 + pid}", pid, 1) for pid in range(1, 21)]
     lists: dict[str, list[Sample]] = {"train": [], "query": [], "gallery": []}
     folder.divide(samples[::-1], lists)
-    assert sorted(sum(lists.values(), [])) == sorted(samples)
+    assert sorted(lists["train"] + lists["query"] + lists["gallery"]) == sorted(samples)
     assert {sample.pid % 2 for sample in lists["train"]} == {1}
     assert max(Counter((sample.pid, sample.camid) for sample in lists["query"]).values()) == 1
 

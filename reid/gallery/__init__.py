@@ -22,12 +22,13 @@ import csv
 import fcntl
 import hashlib
 import json
+import operator
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import faiss
 import numpy as np
@@ -80,6 +81,12 @@ class Gallery:
     threads do not live on in the child, which hangs.
     """
 
+    _manifest: _Manifest
+    _index: Any  # faiss.IndexIDMap2, whose type hints know the C++ signatures only
+    _entries: list[Entry]
+    _by_key: dict[int, Entry]
+    _paths: set[str]
+
     def __init__(self, path: Path) -> None:
         """Use `create` or `open`."""
         self.path = path
@@ -107,7 +114,10 @@ class Gallery:
             )
         if dimension < 1:
             raise ReidError(f"gallery {path}: the dimension of its vectors should be at least 1, got {dimension}")
-        manifest = _Manifest(FORMAT_VERSION, fingerprint, input_size, dimension, METRIC, 0, 0, 0, {})
+        if model is not None and not Path(model).is_file():
+            raise ReidError(f"gallery {path}: there is no model file {model}")
+        height, width = map(int, input_size)
+        manifest = _Manifest(FORMAT_VERSION, fingerprint, (height, width), int(dimension), METRIC, 0, 0, 0, {})
         with _writing(path), atomic_folder(path) as folder:
             if model is not None:
                 with atomic_file(folder / _MODEL) as temporary:
@@ -135,21 +145,20 @@ class Gallery:
         What another process added since this gallery was opened is read first.
         """
         vectors = self._checked(vectors, "vectors to add")
-        paths = [os.fspath(path) for path in paths]
-        unknown = [None] * len(paths)
-        pids, camids = (unknown if ids is None else list(ids) for ids in (pids, camids))
-        if not len(vectors) == len(paths) == len(pids) == len(camids):
+        names = [os.fspath(path) for path in paths]
+        persons, cameras = ([None] * len(names) if ids is None else [_id(i) for i in ids] for ids in (pids, camids))
+        if not len(vectors) == len(names) == len(persons) == len(cameras):
             raise ReidError(
                 f"gallery {self.path}: to add images, give as many of each, got {len(vectors)} vectors, "
-                f"{len(paths)} paths, {len(pids)} pids, {len(camids)} camids"
+                f"{len(names)} paths, {len(persons)} pids, {len(cameras)} camids"
             )
         with _writing(self.path), self._lock():
             if _read_manifest(self.path) != self._manifest:
                 self._load()
             old = self._manifest
             keys = np.arange(old.next_key, old.next_key + len(vectors), dtype=np.int64)
-            added = [Entry(*row) for row in zip(keys.tolist(), paths, map(_id, pids), map(_id, camids))]
-            self._check_new(paths)
+            added = [Entry(*row) for row in zip(keys.tolist(), names, persons, cameras)]
+            self._check_new(names)
             if not added:
                 return keys
             new = replace(
@@ -159,9 +168,9 @@ class Gallery:
                 next_key=old.next_key + len(added),
                 sha256={name: checksum for name, checksum in old.sha256.items() if name == _MODEL},
             )
-            self._index.add_with_ids(vectors, keys)
             try:
-                _commit(self.path, new, self._index, self.entries + added)
+                self._index.add_with_ids(vectors, keys)
+                _commit(self.path, new, self._index, self._entries + added)
             except BaseException:
                 self._index.remove_ids(keys)
                 raise
@@ -227,8 +236,8 @@ class Gallery:
 
     @property
     def entries(self) -> list[Entry]:
-        """All images, in order of key."""
-        return list(self._by_key.values())
+        """All images, in order of key. To be read only."""
+        return self._entries
 
     @property
     def dimension(self) -> int:
@@ -256,7 +265,9 @@ class Gallery:
                 if _MODEL in manifest.sha256:
                     _check_file(self.path, manifest, _MODEL)
                 break
-            except FileNotFoundError as error:
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError):
+                    raise ReidError(f"gallery {self.path}: cannot be read, {error.strerror}") from None
                 newer = _read_manifest(self.path)
                 if newer == manifest:
                     raise ReidError(
@@ -267,11 +278,11 @@ class Gallery:
         if not len(entries) == len(keys) == manifest.count or [entry.key for entry in entries] != keys.tolist():
             raise _damaged(self.path, f"{len(keys)} vectors, {len(entries)} entries, {manifest.count} in the manifest")
         self._manifest, self._index = manifest, index
-        self._by_key: dict[int, Entry] = {}
-        self._paths: set[str] = set()
+        self._entries, self._by_key, self._paths = [], {}, set()
         self._remember(entries)
 
     def _remember(self, entries: list[Entry]) -> None:
+        self._entries += entries
         self._by_key.update((entry.key, entry) for entry in entries)
         self._paths.update(entry.path for entry in entries)
 
@@ -280,8 +291,9 @@ class Gallery:
         parameters = None
         if camera is not None:
             allowed = np.zeros(self._manifest.next_key, dtype=bool)
-            allowed[[entry.key for entry in self._by_key.values() if entry.camid != camera]] = True
-            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
+            allowed[[entry.key for entry in self._entries if entry.camid != camera]] = True
+            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore
+            parameters = faiss.SearchParameters(sel=selector)  # type: ignore
         scores, keys = self._index.search(vectors, top_k, params=parameters)
         scores = np.where(keys < 0, -np.inf, np.clip(scores, -1, 1))
         order = np.lexsort((keys, -scores), axis=1)
@@ -322,10 +334,11 @@ class Gallery:
             yield
 
 
-def _commit(folder: Path, manifest: _Manifest, index: faiss.IndexIDMap2, entries: list[Entry]) -> None:
+def _commit(folder: Path, manifest: _Manifest, index: Any, entries: list[Entry]) -> None:
     """Writes the data files of that manifest, and then the manifest with their checksums added."""
     with atomic_file(folder / manifest.vectors) as temporary:
-        faiss.write_index(index, str(temporary))
+        with open(temporary, "wb") as stream:  # by a name of its own, faiss misses it where a disk is full at the end
+            faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))  # type: ignore
         manifest.sha256[manifest.vectors] = _sha256(temporary)
     with atomic_file(folder / manifest.entries) as temporary:
         with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -341,7 +354,8 @@ def _sweep(folder: Path, manifest: _Manifest) -> None:
     for pattern in ("vectors-*.faiss", "entries-*.csv", ".*.partial"):
         for file in folder.glob(pattern):
             if file.name not in manifest.sha256:
-                file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
 
 def _read_manifest(folder: Path) -> _Manifest:
@@ -379,13 +393,14 @@ def _read_manifest(folder: Path) -> _Manifest:
     return manifest
 
 
-def _read_index(folder: Path, manifest: _Manifest) -> faiss.IndexIDMap2:
+def _read_index(folder: Path, manifest: _Manifest) -> Any:
     file = _check_file(folder, manifest, manifest.vectors)
     try:
         index = faiss.read_index(str(file))
     except RuntimeError as error:
         raise _damaged(folder, f"{file.name} is not a faiss index") from error
-    if not isinstance(index, faiss.IndexIDMap2) or index.d != manifest.dimension:
+    kind = (type(index), index.d, index.metric_type)
+    if kind != (faiss.IndexIDMap2, manifest.dimension, faiss.METRIC_INNER_PRODUCT):
         raise _damaged(folder, f"{file.name} does not hold vectors of {manifest.dimension} dimensions with keys")
     return index
 
@@ -423,8 +438,8 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _id(value: Any) -> int | None:
-    return None if value is None else int(value)
+def _id(value: SupportsIndex | None) -> int | None:
+    return None if value is None else operator.index(value)
 
 
 @contextlib.contextmanager
@@ -436,5 +451,3 @@ def _writing(path: Path) -> Iterator[None]:
         raise ReidError(
             f"gallery {path}: cannot be written, nothing was changed ({error.strerror or error})"
         ) from error
-    except RuntimeError as error:  # so faiss tells of a disk that took less than it was given
-        raise ReidError(f"gallery {path}: cannot be written, nothing was changed (is the disk full?)") from error

@@ -1,0 +1,289 @@
+"""The data doctor finds what is wrong, names it, and finds nothing wrong with what is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+import datasets
+from datasets import doctor
+
+# A sound data set: persons 2 and 7 to train on, 1 and 3 to test, a distractor, junk. Query 1 matches by camera 2.
+MARKET = [
+    "bounding_box_train/0002_c1s1_000001_01.jpg",
+    "bounding_box_train/0002_c2s1_000002_01.png",
+    "bounding_box_train/0007_c2s1_000003_01.jpg",
+    "query/0001_c1s1_000004_00.jpg",
+    "query/0003_c1s1_000005_00.jpg",
+    "bounding_box_test/0001_c1s1_000006_01.jpg",
+    "bounding_box_test/0001_c2s1_000007_01.jpg",
+    "bounding_box_test/0003_c3s1_000008_01.png",
+    "bounding_box_test/0000_c3s1_000009_01.jpg",
+    "bounding_box_test/-1_c1s1_000010_01.jpg",
+]
+CUHK = [
+    "bounding_box_train/0001_c1_01.png",
+    "bounding_box_train/0001_c2_06.png",
+    "bounding_box_train/0002_c1_01.png",
+    "query/0003_c1_01.png",
+    "query/0004_c1_01.png",
+    "bounding_box_test/0003_c2_06.png",
+    "bounding_box_test/0004_c2_06.png",
+]
+
+
+def draw(root: Path, names: list[str], seed: int = 0, size: tuple[int, int] = (64, 128)) -> Path:
+    """A picture of its own for every name."""
+    random = np.random.default_rng(seed)
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        blocks = random.integers(0, 256, (8, 4, 3), dtype=np.uint8)
+        Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).save(root / name)
+    return root
+
+
+def examine(root: Path, name: str = "market1501") -> doctor.Report:
+    return doctor.examine(datasets.read(name, root), progress=False)
+
+
+def line_with(lines: list[str], text: str) -> str:
+    found = [line for line in lines if text in line]
+    assert len(found) == 1, lines
+    return found[0]
+
+
+def test_a_sound_data_set_is_well(tmp_path):
+    report = examine(draw(tmp_path, MARKET))
+    assert report.ok and report.problems == [] and report.bad == {} and report.duplicates == {}
+    assert report.queries_without_match == [] and report.shared_identities == [] and report.small == []
+    assert report.width == (64, 64, 64) and report.height == (128, 128, 128)
+    assert report.counts["gallery"].junk == 1 and report.counts["gallery"].distractors == 1
+    assert report.notes == datasets.read("market1501", tmp_path).warnings
+    assert report.lines()[-1] == "no problems found"
+
+
+def test_the_table_sets_counts_beside_the_official_ones(tmp_path):
+    lines = examine(draw(tmp_path, MARKET)).lines()
+    assert lines[0] == f"market1501 in {tmp_path}: not the official split"
+    table = [line.split() for line in lines[2 : lines.index("", 2)]]
+    assert table[0] == ["train", "official", "query", "official", "gallery", "official"]
+    assert ["images", "3", "12936", "2", "3368", "5", "19732"] in table
+    assert ["identities", "2", "751", "2", "750", "2", "750"] in table
+    assert ["distractors", "0", "0", "0", "0", "1", "2798"] in table
+    assert ["camera", "2", "2", "1709", "0", "530", "1"] in table  # the gallery's per camera are not published
+    assert len({len(line) for line in lines[2:6]}) == 1  # aligned: the figures end at the same column
+
+
+def test_every_camera_that_has_an_official_count_has_a_row(tmp_path):
+    table = [line.split()[:2] for line in examine(draw(tmp_path, MARKET)).lines()]
+    assert [row for row in table if row[:1] == ["camera"]] == [["camera", str(camid)] for camid in range(1, 7)]
+
+
+def test_the_report_is_json(tmp_path):
+    root = draw(tmp_path, MARKET)
+    (root / MARKET[0]).write_bytes(b"")
+    report = json.loads(json.dumps(examine(root).as_dict()))
+    assert report["ok"] is False and report["bad"] == {MARKET[0]: "is empty (0 bytes)"}
+    assert report["counts"]["train"]["images"] == 3 and report["official"]["train"]["images"] == 12936
+
+
+def encoded(form: str) -> bytes:
+    buffer = BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+def test_a_truncated_image_is_found(form, kept, tmp_path):
+    whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
+    whole.write_bytes(encoded(form))
+    cut.write_bytes(encoded(form)[: int(kept * len(encoded(form)))])
+    assert list(doctor.find_bad([whole, cut], progress=False)) == [str(cut)]
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_what_is_no_image_is_named_with_the_reason(tmp_path):
+    files = {
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"404 not found" * 99, "not an image"),
+        "program.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "not an image"),
+        "zeros.png": (bytes(4096), "not an image"),
+    }
+    flipped = bytearray(encoded("PNG"))
+    flipped[len(flipped) // 2] ^= 0xFF
+    files["flipped.png"] = (bytes(flipped), "cannot be decoded")
+    for name, (content, _) in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "good.png").write_bytes(encoded("PNG"))
+    (tmp_path / "folder.jpg").mkdir()
+    paths = [*sorted(tmp_path.iterdir()), tmp_path / "absent.jpg"]
+    bad = doctor.find_bad(paths, progress=False)
+    assert list(bad) == sorted(bad)
+    assert {Path(path).name for path in bad} == {*files, "folder.jpg", "absent.jpg"}
+    for name, (_, reason) in files.items():
+        assert reason in bad[str(tmp_path / name)]
+    assert bad[str(tmp_path / "absent.jpg")] == "does not exist"
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])
+def test_images_of_every_mode_are_good(mode, tmp_path):
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    Image.new(mode, (40, 80)).save(path)
+    assert doctor.find_bad([path], progress=False) == {}
+
+
+def test_bad_images_are_a_problem_by_name(tmp_path):
+    root = draw(tmp_path, MARKET)
+    content = (root / MARKET[5]).read_bytes()
+    (root / MARKET[5]).write_bytes(content[: len(content) // 2])
+    report = examine(root)
+    assert list(report.bad) == [MARKET[5]] and not report.ok
+    assert MARKET[5] in line_with(report.lines(), "problem: 1 images cannot be read")
+
+
+def test_all_images_bad_still_gives_a_report(tmp_path):
+    for name in MARKET:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    report = examine(tmp_path)
+    assert len(report.bad) == len(MARKET) and report.width == (0, 0, 0) and report.duplicates == {}
+
+
+def test_identities_of_both_sides_are_a_problem(tmp_path):
+    root = draw(tmp_path, [*MARKET, "bounding_box_train/0003_c1s1_000011_01.jpg"])
+    report = examine(root)
+    assert report.shared_identities == [3] and not report.ok
+    line_with(report.problems, "1 identities are in training and in test: 3")
+
+
+def test_queries_without_a_match_are_a_note(tmp_path):
+    root = draw(tmp_path, [*MARKET, "query/0009_c1s1_000011_00.jpg", "query/0003_c3s1_000012_00.jpg"])
+    report = examine(root)  # person 9 is not in the gallery; person 3 is there, but by camera 3 only
+    assert report.queries_without_match == ["query/0003_c3s1_000012_00.jpg", "query/0009_c1s1_000011_00.jpg"]
+    assert report.ok
+    line_with(report.notes, "2 queries have no gallery image")
+
+
+def test_a_training_picture_in_the_test_is_a_problem_even_reencoded(tmp_path):
+    root = draw(tmp_path, MARKET)
+    with Image.open(root / MARKET[0]) as image:
+        image.save(root / MARKET[7])  # JPEG in training, PNG with equal pixels in the gallery
+    report = examine(root)
+    assert report.duplicates == {"train-gallery": [[MARKET[0], MARKET[7]]]}
+    assert report.problems == [f"1 pictures are in train and in gallery: {MARKET[0]} = {MARKET[7]}"]
+
+
+@pytest.mark.parametrize(
+    ("target", "ok"),
+    [
+        ("bounding_box_test/0001_c1s1_000006_01.jpg", True),  # same person and camera: the protocol drops it
+        ("bounding_box_test/-1_c1s1_000010_01.jpg", True),  # junk: likewise
+        ("bounding_box_test/0001_c2s1_000007_01.jpg", False),  # a match for nothing
+        ("bounding_box_test/0000_c3s1_000009_01.jpg", False),  # the right answer counts as wrong
+    ],
+)
+def test_a_query_in_the_gallery_is_a_problem_where_it_is_ranked(target, ok, tmp_path):
+    root = draw(tmp_path, MARKET)
+    query = "query/0001_c1s1_000004_00.jpg"
+    shutil.copy(root / query, root / target)
+    report = examine(root)
+    assert report.duplicates == {"query-gallery": [[query, target]]}
+    assert report.ok is ok
+    assert query in line_with(report.notes if ok else report.problems, "1 pictures are in query and in gallery")
+
+
+def test_copies_within_a_split_are_a_note(tmp_path):
+    root = draw(tmp_path, MARKET)
+    shutil.copy(root / MARKET[0], root / MARKET[2])
+    report = examine(root)
+    assert report.ok and report.duplicates == {"train-train": [[MARKET[0], MARKET[2]]]}
+    line_with(report.notes, "1 pictures are in train more than once (1 of them as two persons or more)")
+
+
+def test_tiny_images_are_a_note(tmp_path):
+    root = draw(tmp_path, MARKET)
+    draw(root, [MARKET[0]], seed=1, size=(12, 30))
+    report = examine(root)
+    assert report.ok and report.small == [MARKET[0]]
+    assert (report.width, report.height) == ((12, 64, 64), (30, 128, 128))
+
+
+def test_one_s_own_folder_has_no_official_counts(tmp_path):
+    for number, person in enumerate(("anna", "bert", "cleo")):
+        draw(tmp_path, [f"{person}/c{camera}_{n}.jpg" for camera in (1, 2) for n in (1, 2)], seed=number)
+    report = examine(tmp_path, "folder")
+    assert report.ok and report.official == {} and report.official_split is None
+    assert "no official split published" in report.lines()[0] and "official" not in report.lines()[2]
+
+
+# --- labeled and detected ---------------------------------------------------------------------------------------------
+
+
+def both(root: Path) -> None:
+    draw(root / "labeled", CUHK, seed=1)
+    draw(root / "detected", CUHK, seed=2)
+
+
+def test_labeled_beside_detected_is_well(tmp_path):
+    both(tmp_path)
+    report = examine(tmp_path, "cuhk03np_labeled")
+    assert report.ok and not [line for line in report.notes if "detected" in line]
+
+
+def test_a_broken_other_variant_does_not_stop_the_examination(tmp_path):
+    both(tmp_path)
+    (tmp_path / "detected" / "query" / "IMG_1.jpg").touch()
+    report = examine(tmp_path, "cuhk03np_labeled")
+    assert report.ok and "IMG_1.jpg" in line_with(report.notes, "not compared with detected")
+
+
+def test_the_two_official_swapped_identities_are_a_note_more_are_a_problem(tmp_path):
+    both(tmp_path)
+    draw(tmp_path / "detected", ["bounding_box_train/0003_c1_02.png"], seed=3)
+    report = examine(tmp_path, "cuhk03np_labeled")
+    assert report.ok
+    assert line_with(report.notes, "in training of labeled or detected").endswith("train on one and test on the other")
+    names = ["bounding_box_train/0004_c1_02.png", "bounding_box_test/0001_c1_02.png"]
+    draw(tmp_path / "detected", names, seed=4)
+    report = examine(tmp_path, "cuhk03np_labeled")
+    line_with(report.problems, "3 identities are in training of labeled or detected and in test of the other: 1, 3, 4")
+
+
+def test_a_picture_on_the_other_variant_s_other_side_is_a_problem(tmp_path):
+    both(tmp_path)
+    shutil.copy(tmp_path / "labeled" / CUHK[0], tmp_path / "detected" / CUHK[5])
+    report = examine(tmp_path, "cuhk03np_labeled")
+    assert report.problems == [
+        f"1 pictures of labeled are on the other side of the split of detected: labeled/{CUHK[0]} = detected/{CUHK[5]}"
+    ]
+
+
+def test_one_variant_copied_over_the_other_is_a_problem(tmp_path):
+    draw(tmp_path / "labeled", CUHK)
+    shutil.copytree(tmp_path / "labeled", tmp_path / "detected")
+    report = examine(tmp_path, "cuhk03np_detected")
+    assert report.problems == [
+        "7 of 7 pictures of detected are in labeled too: one folder seems to be a copy of the other"
+    ]
+
+
+def test_the_other_variant_s_official_counts_are_a_problem(tmp_path, monkeypatch):
+    draw(tmp_path / "labeled", CUHK)
+    splits = datasets.read("cuhk03np_labeled", tmp_path)
+    counts = {split: datasets.parse.count(getattr(splits, split)) for split in ("train", "query", "gallery")}
+    detected = datasets.cuhk03np.LAYOUTS["detected"]
+    monkeypatch.setitem(datasets.cuhk03np.LAYOUTS, "detected", dataclasses.replace(detected, official=counts))
+    report = examine(tmp_path, "cuhk03np_labeled")
+    assert report.problems == [
+        "cuhk03np_labeled: these are the counts of cuhk03np_detected: the two seem to be mixed up"
+    ]
+    assert not any("mixed up" in line for line in report.notes)

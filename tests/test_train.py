@@ -1,0 +1,230 @@
+"""Training: resumes bit for bit, stops cleanly, chooses nothing by the test set, watches every head."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reid import config as recipes
+from reid import train as training
+from reid.model import load_model
+from reid.train import Interrupted, spread, train
+from reid.types import ReidError, Sample
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "backbone=scgnet_s", "height=64", "width=32", "pad=4", "p=4", "k=2", "epochs=3", "warmup_epochs=1", "lr=0.02",
+    "precision=fp32", "cache=memory", "watch_epochs=1", "dim=16", "triplet=1.0",
+]  # fmt: skip
+
+
+def recipe(*overrides: str) -> recipes.Config:
+    return recipes.load(ROOT / "configs/synthetic.yaml", [*TINY, *overrides])
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """Eight people in plain clothes of two colours, two cameras, two images each."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("people")
+    rng = np.random.default_rng(0)
+    found = []
+    for pid in range(1, 9):
+        colours = rng.integers(30, 225, (2, 3))
+        for camid in (1, 2):
+            for shot in range(2):
+                pixels = np.empty((64, 32, 3))
+                pixels[:32], pixels[32:] = colours
+                pixels += rng.normal(0, 15, pixels.shape) + 10 * camid
+                path = folder / f"{pid:04}_c{camid}s1_{shot:06}_01.jpg"
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+                found.append(Sample(str(path), pid, camid))
+    return found
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_model(path).state_dict()
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stopped_after_any_step_and_resumed_gives_the_same_bits(
+    samples: list[Sample], tmp_path: Path, precision: str
+) -> None:
+    config = recipe(f"precision={precision}")
+    whole = train(samples, config, tmp_path / "whole", progress=False)
+    for stop in (1, 4, 7):  # within the first epoch, at the end of one, within another
+        with pytest.raises(Interrupted, match=f"after step {stop} of 12"):
+            train(samples, config, tmp_path / "parts", progress=False, stop_after=stop)
+        assert (tmp_path / "parts/checkpoint.safetensors").exists()
+    resumed = train(samples, config, tmp_path / "parts", progress=False)
+    assert_same(weights(whole.path), weights(resumed.path))
+    assert [row["epoch"] for row in resumed.history] == [1, 2, 3]
+    assert not (tmp_path / "parts/checkpoint.safetensors").exists()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(samples: list[Sample], tmp_path: Path) -> None:
+    one, two, other = (
+        weights(train(samples, recipe("epochs=1", f"seed={seed}"), tmp_path / name, progress=False).path)
+        for name, seed in (("one", 0), ("two", 0), ("other", 1))
+    )
+    assert_same(one, two)
+    assert not torch.equal(one["head.reduction"], other["head.reduction"])
+
+
+def test_training_learns_and_no_head_collapses(samples: list[Sample], tmp_path: Path) -> None:
+    made = train(samples, recipe("epochs=12", "watch_epochs=4", "erase=0.0"), tmp_path / "run", progress=False)
+    first, last = made.history[0], made.history[-1]
+    assert last["softmax"] < first["softmax"]
+    assert [head["name"] for head in last["heads"]][:2] == ["b1-global", "b2-global"]
+    for head in last["heads"]:
+        assert head["spread"] > 0.1, head
+        assert head["rank1"] is not None
+    assert last["rank1"] > 0.5  # of eight people
+
+
+def test_spread_is_zero_for_a_constant_feature_and_large_for_a_varied_one() -> None:
+    features = torch.randn(64, 2, 16, generator=torch.Generator().manual_seed(0))
+    features[:, 0] = features[0, 0]
+    constant, varied = spread(features).tolist()
+    assert constant < 1e-3
+    assert varied > 0.9
+
+
+def test_finished_training_is_not_repeated(samples: list[Sample], tmp_path: Path) -> None:
+    config = recipe("epochs=1")
+    made = train(samples, config, tmp_path, progress=False)
+    stamp = made.path.stat().st_mtime_ns
+    again = train(samples, config, tmp_path, progress=False)
+    assert again.path.stat().st_mtime_ns == stamp
+    assert again.history == made.history
+    assert again.seconds == made.seconds
+
+
+def test_a_checkpoint_of_another_recipe_or_of_other_images_is_refused(samples: list[Sample], tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(samples, recipe(), tmp_path, progress=False, stop_after=1)
+    with pytest.raises(ReidError, match=r"another recipe \(lr 0.02 there, 0.01 now\)"):
+        train(samples, recipe("lr=0.01"), tmp_path, progress=False)
+    with pytest.raises(ReidError, match="other images"):
+        train(samples[:-1], recipe(), tmp_path, progress=False)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(ReidError, match="damaged"):
+        train(samples, recipe(), tmp_path, progress=False)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_head(samples: list[Sample], tmp_path: Path) -> None:
+    with pytest.raises(ReidError, match=r"the (softmax|triplet) loss of b\d-\w+ is (nan|inf) at step \d+"):
+        train(samples, recipe("lr=1e30", "lr_start=1e30", "epochs=20"), tmp_path, progress=False)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_holdout_keeps_identities_apart_and_takes_the_best_on_them(samples: list[Sample], tmp_path: Path) -> None:
+    config = recipe("holdout=0.25")
+    made = train(samples, config, tmp_path, progress=False)
+    card = load_model(made.path).card
+    assert card["num_classes"] == 6
+    assert card["data"] == {"images": 24, "identities": 6, "held_out": 0.25}
+    best = max(made.history, key=lambda row: row["mAP"])
+    assert card["step"] == best["step"]
+    trained, watched = training._divide(samples, config)
+    assert not {s.pid for s in trained} & {s.pid for s in watched}
+    assert len(trained) + len(watched) == len(samples)
+
+
+def test_the_card_says_how_the_model_was_made(samples: list[Sample], tmp_path: Path) -> None:
+    config = recipe("epochs=1")
+    card = load_model(train(samples, config, tmp_path, progress=False).path).card
+    assert card["recipe"] == recipes.as_dict(config)
+    assert card["data"]["identities"] == 8
+    assert card["input_size"] == [64, 32]
+    assert card["train_seconds"] > 0
+
+
+def test_no_epochs_give_the_untrained_network(samples: list[Sample], tmp_path: Path) -> None:
+    made = train(samples, recipe("epochs=0"), tmp_path, progress=False)
+    assert made.history == []
+    assert int(weights(made.path)["head.neck.num_batches_tracked"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["p=9"], "a batch of 9 identities needs as many"),
+        (["height=16", "width=16"], "too small for the strides"),
+        (["precision=fp16"], "needs a CUDA device"),
+        (["holdout=0.9"], "too few to train on"),
+        (["holdout=0.2", "watch_epochs=0"], "--set watch_epochs=1"),
+    ],
+)
+def test_what_cannot_be_trained_says_why(
+    samples: list[Sample], tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ReidError, match=message):
+        train(samples, recipe(*overrides), tmp_path, progress=False)
+
+
+def test_one_identity_or_one_image_each_is_refused(samples: list[Sample], tmp_path: Path) -> None:
+    with pytest.raises(ReidError, match="at least two identities"):
+        train([s for s in samples if s.pid == 1], recipe(), tmp_path, progress=False)
+    with pytest.raises(ReidError, match="has one image"):
+        train(samples[::4], recipe(), tmp_path, progress=False)
+
+
+def test_logs_every_head_and_writes_tensorboard(samples: list[Sample], tmp_path: Path) -> None:
+    train(samples, recipe("epochs=1"), tmp_path, progress=False)
+    (row,) = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert len(row["heads"]) == 8
+    assert 0 <= row["data_wait"] <= 1
+    assert row["images_per_second"] > 0
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from reid.types import Sample
+from reid.train import train
+from tests.test_train import recipe
+samples = [Sample(*s) for s in {samples!r}]
+print("ready", flush=True)
+try:
+    train(samples, recipe("epochs=400", "watch_epochs=0"), Path({output!r}), progress=False)
+except KeyboardInterrupt as stop:
+    print(stop, flush=True)
+    raise SystemExit(130)
+"""
+
+
+def test_ctrl_c_ends_after_the_step_with_a_checkpoint(samples: list[Sample], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    program = PROGRAM.format(root=str(ROOT), samples=[tuple(s) for s in samples], output=str(output))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 60
+    while not (output / "history.jsonl").exists() and time.monotonic() < deadline:  # an epoch is done
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped after step" in told
+    step = int(told.split("stopped after step ")[1].split()[0])
+    with pytest.raises(Interrupted, match=f"after step {step + 1} of"):
+        train(samples, recipe("epochs=400", "watch_epochs=0"), output, progress=False, stop_after=step + 1)
