@@ -24,6 +24,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# threads that wait for each other without spinning: on a busy machine torch's default is several times slower;
+# read when torch is loaded, so it stands before every import that may load it
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+
 import datasets
 from datasets.doctor import examine, find_bad
 from reid import config as recipes
@@ -34,6 +40,8 @@ if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-da
     from reid.config import Config
     from reid.evaluate import Scores
     from reid.extract import Embedder
+    from reid.gallery import Gallery
+    from reid.train import Trained
 
 CONFIGS = Path(__file__).parent / "configs"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -197,9 +205,16 @@ def check_images(
     if not bad:
         return splits
     line = refuse_or_tell(bad, skip_bad)
-    kept = {name: [s for s in getattr(splits, name) if s.path not in bad] for name in names}
-    official = False if splits.official_split else splits.official_split
-    return splits._replace(**kept, official_split=official, warnings=[*splits.warnings, line])
+    train, query, gallery = (
+        [s for s in samples if s.path not in bad] for samples in (splits.train, splits.query, splits.gallery)
+    )
+    return splits._replace(
+        train=train,
+        query=query,
+        gallery=gallery,
+        official_split=False if splits.official_split else splits.official_split,
+        warnings=[*splits.warnings, line],
+    )
 
 
 def refuse_or_tell(bad: dict[str, str], skip_bad: bool) -> str:
@@ -226,7 +241,7 @@ def load_embedder(weights: str | Path, args: argparse.Namespace) -> Embedder:
     return Embedder(model, device=args.device)
 
 
-def score(embedder: Embedder, splits: Splits, output: Path, facts: Facts) -> tuple[Any, Any, Scores]:
+def score(embedder: Embedder, splits: Splits, output: Path, facts: Facts) -> tuple[np.ndarray, np.ndarray, Scores]:
     """Embeds query and gallery into OUTPUT/features and evaluates them."""
     from reid.evaluate import evaluate
 
@@ -236,11 +251,19 @@ def score(embedder: Embedder, splits: Splits, output: Path, facts: Facts) -> tup
         parts[name] = embedder.embed([s.path for s in samples], save=file, progress=True, desc=f"embedding {name}")
     if embedder.images_per_second is not None:
         facts.keep(embed_images_per_second=embedder.images_per_second)
-    ids = [[getattr(s, key) for s in samples] for key in ("pid", "camid") for samples in (splits.query, splits.gallery)]
-    return parts["query"], parts["gallery"], evaluate(parts["query"], parts["gallery"], *ids, progress=True)
+    scores = evaluate(
+        parts["query"],
+        parts["gallery"],
+        np.array([s.pid for s in splits.query]),
+        np.array([s.pid for s in splits.gallery]),
+        np.array([s.camid for s in splits.query]),
+        np.array([s.camid for s in splits.gallery]),
+        progress=True,
+    )
+    return parts["query"], parts["gallery"], scores
 
 
-def new_gallery(folder: str | Path, embedder: Embedder, weights: Path) -> Any:
+def new_gallery(folder: str | Path, embedder: Embedder, weights: Path) -> Gallery:
     from reid.gallery import Gallery
 
     model = embedder.model
@@ -248,7 +271,7 @@ def new_gallery(folder: str | Path, embedder: Embedder, weights: Path) -> Any:
                           input_size=model.input_size, model=weights)  # fmt: skip
 
 
-def build_gallery(folder: Path, embedder: Embedder, weights: Path, samples: list[Sample], vectors: Any) -> None:
+def build_gallery(folder: Path, embedder: Embedder, weights: Path, samples: list[Sample], vectors: np.ndarray) -> None:
     from reid.gallery import Gallery
 
     exists = (folder / "manifest.json").exists()
@@ -262,12 +285,12 @@ def report(
     embedder: Embedder,
     splits: Splits,
     scores: Scores,
-    query: Any,
-    gallery: Any,
+    query: np.ndarray,
+    gallery: np.ndarray,
     output: Path,
     args: argparse.Namespace,
     facts: Facts,
-    trained: Any = None,
+    trained: Trained | None = None,
 ) -> None:
     from reid.model import git_revision, multiply_adds
     from reid.report import RunFacts, summary_table, write_report
@@ -409,8 +432,8 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="the recipe (default: configs/DATASET.yaml)")
     parser.add_argument("--backbone", metavar="NAME", help="scgnet_s, scgnet_m, scgnet_l, mobilenet_v2, "
                         "shufflenet_v2_x1_5, resnet50, osnet_x1_0 or osnet_x0_25 (default: the recipe's)")  # fmt: skip
-    parser.add_argument("--holdout", type=float, metavar="SHARE",
-                        help="keep that share of the training identities apart and take the best checkpoint on them")  # fmt: skip
+    parser.add_argument("--holdout", type=float, metavar="SHARE", help="keep that share of the training identities "
+                        "apart and take the checkpoint that is best on them (default: the recipe's)")  # fmt: skip
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="change values of the recipe; the keys are those of the YAML file")  # fmt: skip
 
@@ -442,7 +465,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def add_index(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, and folders that are searched through")
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, and folders of them")
     add_data(parser)
     parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors")
     parser.add_argument("--gallery", metavar="DIR", required=True, help="made if absent; else new images are added")

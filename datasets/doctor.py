@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import operator
 import os
 import struct
 import zlib
@@ -87,37 +86,28 @@ class Report:
         return lines
 
     def _table(self) -> list[str]:
-        def cells(label: str, value: Any) -> list[str]:
-            row = [label]
-            for split, count in self.counts.items():
-                row.append(str(value(count)))
-                if self.official:
-                    theirs = value(self.official[split])
-                    row.append("" if theirs is None else str(theirs))
-            return row
-
-        title = [""]
-        for split in self.counts:
-            title += [split, "official"] if self.official else [split]
-        rows = [title]
         held = [*self.counts.values(), *self.official.values()]
-        for kind in ("images", "identities", "distractors", "junk"):
-            if kind == "images" or any(getattr(count, kind) for count in held):
-                rows.append(cells(kind, operator.attrgetter(kind)))
         cameras = sorted({camid for count in held for camid in count.cameras})
-        for camid in cameras[:_CAMERAS_SHOWN]:
-            rows.append(
-                cells(f"camera {camid}", lambda count, c=camid: count.cameras.get(c, 0) if count.cameras else None)
-            )
-        widths = [max(len(row[column]) for row in rows) for column in range(len(title))]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-            ).rstrip()
-            for row in rows
+        kinds = [
+            kind
+            for kind in ("images", "identities", "distractors", "junk")
+            if kind == "images" or any(getattr(count, kind) for count in held)
         ]
+        columns = [["", *kinds, *(f"camera {camid}" for camid in cameras[:_CAMERAS_SHOWN])]]
+        for split, ours in self.counts.items():
+            for title, count in ((split, ours), ("official", self.official.get(split))):
+                if count is not None:
+                    column = [title, *(str(getattr(count, kind)) for kind in kinds)]
+                    known = count is ours or bool(count.cameras)  # nobody published every split's cameras
+                    column += [str(count.cameras.get(c, 0)) if known else "" for c in cameras[:_CAMERAS_SHOWN]]
+                    columns.append(column)
+        aligned = []
+        for number, column in enumerate(columns):
+            width = max(len(cell) for cell in column)
+            aligned.append([cell.rjust(width) if number else cell.ljust(width) for cell in column])
+        lines = ["  ".join(cells).rstrip() for cells in zip(*aligned, strict=True)]
         more = len(cameras) - _CAMERAS_SHOWN
-        return lines + ([f"and {more} more cameras"] if more > 0 else [])
+        return [*lines, f"and {more} more cameras"] if more > 0 else lines
 
 
 class Facts(NamedTuple):

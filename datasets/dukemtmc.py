@@ -12,7 +12,7 @@ from datasets import parse
 from reid.types import Splits
 
 WITHDRAWN = (
-    "DukeMTMC-reID was withdrawn by its authors in 2019, for its people never consented; "
+    "DukeMTMC-reID was withdrawn by its authors in 2019 over consent; "
     "this reader is only for those who hold it lawfully"
 )
 

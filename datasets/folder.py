@@ -109,8 +109,8 @@ def _read_folders(root: Path) -> tuple[list[_Row], list[str]]:
             others += more
     else:
         raise ReidError(
-            f"folder: expected both query/ and gallery/ in {root} (and train/, to train), found {'/ and '.join(given)}/ "
-            "alone; give both, or none of the three to have the persons divided"
+            f"folder: expected both query/ and gallery/ in {root} (and train/, to train), "
+            f"found {'/ and '.join(given)}/ alone; give both, or none of the three to have the persons divided"
         )
     if not rows:
         raise ReidError(f"folder: found no image ({', '.join(IMAGES)}) in {root}; expected {_LAYOUTS}")

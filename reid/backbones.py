@@ -1,4 +1,5 @@
-"""The backbones that carry the head, each cut at the same depth: after the first block at stride 16.
+"""The backbones that carry the head, each cut at the same depth: after the first block at stride 16 (OSNet's conv3[0]
+is the analogue, at stride 8).
 
 A backbone is one whole network that is cut in two: a trunk that the branches share and a tail that each branch owns.
 `trunk()` and `make_branch(last_stride)` are what `mgn.MGN` takes. Split points: MGN on ResNet-50 as published; on the
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision.models as tv
@@ -24,7 +26,7 @@ Split = Callable[[int], tuple[nn.Module, nn.Sequential, nn.Sequential]]
 
 @dataclass(frozen=True)
 class Backbone:
-    """`split(last_stride)` builds a network and gives (the whole of it, its trunk, its tail), on the same parameters."""
+    """`split(last_stride)` builds a network and gives (the whole of it, its trunk, its tail), on the same tensors."""
 
     split: Split
     channels: int  # of the tail's map
@@ -72,7 +74,7 @@ def _osnet(name: str) -> Split:
         from reid.torchreid_bridge import osnet
 
         # OSNet's own map is at stride 16, the height that MGN's stripes want: last_stride has nothing to change
-        net = osnet(name)
+        net: Any = osnet(name)
         net.fc, net.classifier = nn.Identity(), nn.Identity()
         trunk = nn.Sequential(net.conv1, net.maxpool, net.conv2, net.conv3[0])
         return net, trunk, nn.Sequential(*net.conv3[1:], net.conv4, net.conv5)
@@ -124,8 +126,8 @@ def read_pretrained(name: str, path: str | Path) -> tuple[dict[str, Tensor], str
 
     The file is safetensors, or a state dict that torch.load(weights_only=True) takes (also under "state_dict" or
     "model"); a leading "module." is dropped. Classifier weights in it are left out. Every tensor of the backbone must
-    be there with its shape, under its own name or, where the names are another library's, in the same order;
-    otherwise ReidError says what does not fit.
+    be there with its shape, under its own name or, where the names are another library's, in the same order with the
+    same last part ("weight", "running_mean"); otherwise ReidError says what does not fit.
     """
     path = Path(path)
     given = _read_tensors(path)
@@ -133,15 +135,21 @@ def read_pretrained(name: str, path: str | Path) -> tuple[dict[str, Tensor], str
     wanted = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     given = {key.removeprefix("module."): value for key, value in given.items()}
     given = {key: value for key, value in given.items() if not key.endswith("num_batches_tracked")}
-    if all(key in given for key in wanted):
+    absent = [key for key in wanted if key not in given]
+    if not absent:
         found, how = {key: given[key] for key in wanted}, "by name"
+    elif len(given) < len(wanted) or 2 * len(absent) < len(wanted):
+        raise ReidError(
+            f"{path} does not fit {name}: {len(wanted) - len(absent)} of {len(wanted)} tensors are there by name, "
+            f"{absent[0]} is not; the file has {len(given)} tensors"
+        )
     else:  # the same network under other names: its tensors come in the same order
         found, how = dict(zip(wanted, given.values(), strict=False)), "by order"
-        if len(found) < len(wanted):
-            absent = [key for key in wanted if key not in given]
+        other = [(key, name) for key, name in zip(wanted, given, strict=False) if _leaf(key) != _leaf(name)]
+        if other:  # shapes alone do not tell a batch norm's weight from its bias; safetensors sorts by name, too
             raise ReidError(
-                f"{path} does not fit {name}: {len(wanted) - len(absent)} of {len(wanted)} tensors are there by name, "
-                f"{absent[0]} is not, and with {len(given)} tensors it cannot be the same network under other names"
+                f"{path} does not fit {name}: under other names its tensors must come in the network's order, but "
+                f"{other[0][1]} stands where {other[0][0]} belongs (safetensors files are sorted by name: give a .pth)"
             )
     wrong = [key for key in wanted if found[key].shape != wanted[key].shape]
     if wrong:
@@ -154,6 +162,10 @@ def read_pretrained(name: str, path: str | Path) -> tuple[dict[str, Tensor], str
     weights.update({key: value.to(wanted[key].dtype) for key, value in found.items()})
     left = len(given) - len(found)
     return weights, f"{path}: {len(found)} of {len(wanted)} tensors of {name} matched {how}, {left} others left out"
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

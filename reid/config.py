@@ -1,11 +1,12 @@
 """A recipe: one YAML file, whole in itself, read into one dataclass. Each hyper-parameter is declared once, here.
 
-    config = load("configs/synthetic.yaml", ["epochs=5", "backbone=osnet_x0_25"])
+config = load("configs/synthetic.yaml", ["epochs=5", "backbone=osnet_x0_25"])
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -54,23 +55,30 @@ class Config:
     holdout: float  # share of the training identities kept apart to choose the best checkpoint; 0: the last one
     watch_epochs: int  # every so many epochs, each head's Rank-1 on held-out (or training) identities; 0: never
     # machine
-    precision: str  # of training: fp32, bf16, fp16 (CUDA only), or auto (fp16 on a CUDA device without bf16, else bf16)
+    precision: str  # of training: fp32, bf16, fp16 (CUDA only), or auto: bf16 where the device multiplies in it
     cache: str  # decoded images in: memory, disk, or auto (memory where a quarter of what is free holds them)
     seed: int
 
     def __post_init__(self) -> None:
-        _check(self.precision in ("auto", "fp32", "bf16", "fp16"), "precision", "auto, fp32, bf16 or fp16", self.precision)
+        precisions = ("auto", "fp32", "bf16", "fp16")
+        _check(self.precision in precisions, "precision", "auto, fp32, bf16 or fp16", self.precision)
         _check(self.cache in ("auto", "memory", "disk"), "cache", "auto, memory or disk", self.cache)
         _check(self.pool in ("max", "avg", "gem"), "pool", "max, avg or gem", self.pool)
         _check(self.neck in ("bnneck", "relu"), "neck", "bnneck or relu", self.neck)
         _check(0 <= self.holdout < 1, "holdout", "in [0, 1)", self.holdout)
+        _check(self.p >= 2, "p", "at least 2 (a triplet needs a second identity)", self.p)
         _check(self.k >= 2, "k", "at least 2 (a triplet needs a second image)", self.k)
-        for key in ("height", "width", "dim", "p"):
+        for key in ("height", "width", "dim"):
             _check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         for key in ("flip", "erase", "smoothing"):
             _check(0 <= getattr(self, key) <= 1, key, "in [0, 1]", getattr(self, key))
-        for key in ("epochs", "pad", "lr_start", "lr", "momentum", "weight_decay", "margin", "triplet", "warmup_epochs"):
+        for key in ("epochs", "warmup_epochs", "watch_epochs", "pad", "lr_start", "lr", "weight_decay"):
             _check(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
+        for key in ("margin", "triplet"):
+            _check(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
+        _check(0 < self.momentum < 1, "momentum", "above 0 and below 1", self.momentum)
+        _check(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
+        _check(self.pad < self.height, "pad", f"less than the height, {self.height}", self.pad)
         table_fits = self.branches and all(len(b) == 2 and b[0] >= 1 and b[1] in (1, 2) for b in self.branches)
         _check(bool(table_fits), "branches", "a list of [parts >= 1, last stride 1 or 2]", self.branches)
         _check(not self.branches or len({b[0] for b in self.branches}) == len(self.branches), "branches",
@@ -100,26 +108,33 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ReidError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ReidError(f"{path} must hold `key: value` lines, one a hyper-parameter")
-    missing = [key for key in FIELDS if key not in values]
-    if missing:
-        raise ReidError(f"{path} lacks {', '.join(missing)}: a recipe is whole in itself")
+    config = from_dict(values, str(path))
+    changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ReidError(f"--set takes key=value, not {override!r}")
         try:
-            values[key.strip()] = yaml.safe_load(text)
+            changes[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ReidError(f"--set {key}: {text!r} is not a YAML value") from None
-    return from_dict(values, str(path))
+    return dataclasses.replace(config, **_checked(changes, "--set"))
 
 
 def from_dict(values: dict[str, Any], source: str) -> Config:
     """The Config of a mapping that names every key; `source` is named in errors."""
+    typed = _checked(values, source)
+    missing = [key for key in FIELDS if key not in typed]
+    if missing:
+        raise ReidError(f"{source} lacks {', '.join(missing)}: a recipe is whole in itself")
+    return Config(**typed)
+
+
+def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
     for key in values:
         if key not in FIELDS:
             raise ReidError(f"{source}: unknown key {key!r}; the keys are {', '.join(FIELDS)}")
-    return Config(**{key: _typed(key, value, _TYPES[key], source) for key, value in values.items()})
+    return {key: _typed(key, value, _TYPES[key], source) for key, value in values.items()}
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -132,11 +147,14 @@ def dump(config: Config) -> str:
 
 
 def _typed(key: str, value: Any, kind: Any, source: str) -> Any:
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:  # YAML reads 1e-4 as text
-            return float(value)
-        except ValueError:
-            pass
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ReidError(f"{source}: {key} must be a number, not {value!r}")
+        return number
     if isinstance(kind, types.GenericAlias) and isinstance(value, list):
         return [_typed(key, item, typing.get_args(kind)[0], source) for item in value]
     if kind is str and value is None:

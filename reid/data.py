@@ -1,4 +1,4 @@
-"""From image files to batches: decode and resize once, keep the pixels, augment in a thread while the network trains."""
+"""From image files to batches: decode and resize once, keep the pixels, augment in a thread during training."""
 
 from __future__ import annotations
 
@@ -106,9 +106,11 @@ def augment(
     mirrored = rng.random(count) < flip
     erased = rng.random(count) < erase
     for out, image, (dy, dx), mirror, hit in zip(batch, images, shifts, mirrored, erased, strict=True):
-        source = image[max(0, dy) : height + min(0, dy), max(0, dx) : width + min(0, dx)]
-        target = out[max(0, -dy) : height + min(0, -dy), max(0, -dx) : width + min(0, -dx)]
-        target[:] = source[:, ::-1] if mirror else source
+        whole = image[:, ::-1] if mirror else image
+        # rows and columns of the image that the window shows, and where; none where it is moved beyond the image
+        source = whole[max(0, dy) : max(0, height + min(0, dy)), max(0, dx) : max(0, width + min(0, dx))]
+        target = out[max(0, -dy) : max(0, height - max(0, dy)), max(0, -dx) : max(0, width - max(0, dx))]
+        target[:] = source
         if hit:
             box = erasing_box(height, width, rng)
             if box is not None:

@@ -1,6 +1,6 @@
 """Images -> embeddings: (N, D) float32 of unit length, image and mirror image summed, resumable.
 
-    features = Embedder(load_model("model.safetensors")).embed(paths)
+features = Embedder(load_model("model.safetensors")).embed(paths)
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Embedder:
     @torch.inference_mode()
     def features(self, pixels: np.ndarray) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, F, D) on the device, summed over image and mirror image, not of unit length."""
-        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)  # a copy: they may be read-only
         features = self.model.features(images)
         return features + self.model.features(images.flip(3)) if self.flip else features
 
@@ -101,10 +101,10 @@ class Embedder:
                 yield self.embed_pixels(pixels)
                 bar.update(len(pixels))
                 self._images += len(pixels)
-        self._seconds += time.monotonic() - began
+                self._seconds, began = self._seconds + time.monotonic() - began, time.monotonic()
 
     def _embed_into(self, save: Path, paths: list[str], progress: bool, desc: str) -> np.ndarray:
-        """Rows go to the end of a journal whose first line says of what they are; when all are there it becomes .npy."""
+        """Rows go to the end of a journal whose first line says of what they are; whole, it becomes .npy."""
         of = {"fingerprint": self.fingerprint, "paths": identity(paths), "dimension": self.dimension}
         label = save.with_suffix(".json")
         if save.exists() and label.exists() and json.loads(label.read_text(encoding="utf-8")) == of:
@@ -133,4 +133,3 @@ class Embedder:
             temporary.write_text(json.dumps(of), encoding="utf-8")
         journal.unlink()
         return rows
-

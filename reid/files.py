@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -23,6 +26,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)  # some libraries make files that only their owner may read
         _sync(temporary)
         os.replace(temporary, target)
         _sync(target.parent)
@@ -38,7 +42,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
+        temporary.chmod(0o777 & ~_UMASK)
         _sync(temporary)
         os.rename(temporary, target)
         _sync(target.parent)

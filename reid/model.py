@@ -1,7 +1,7 @@
 """The whole model: pixels in, embeddings out; mean and std inside; one file that carries its own card.
 
-    model = load_model("model.safetensors")
-    model.embed(pixels)        # uint8 or [0, 1] (B, 3, H, W) -> (B, D)
+model = load_model("model.safetensors")
+model.embed(pixels)        # uint8 or [0, 1] (B, 3, H, W) -> (B, D)
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,12 @@ class ReidModel(nn.Module):
         """Values of an embedding: features x values a feature."""
         return len(self.head.names) * self.card["architecture"]["dim"]
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """What tells models apart: of everything that an embedding depends on, so not of the classifier."""
+        """What tells models apart: of everything that an embedding depends on, so not of the classifier.
+
+        Computed anew at each call (0.02 s for SCGNet-S): the weights may have been trained since.
+        """
         depends = {key: self.card[key] for key in ("architecture", "input_size", "mean", "std")}
         described = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())
         described.update(tensors.digest(_without_classifier(self.state_dict())).encode())
@@ -154,6 +156,7 @@ def load_model(path: str | Path) -> ReidModel:
     try:
         model = ReidModel(card)
         model.load_state_dict(state, strict=True)
+        _ = model.input_size  # the one part of the card that the network itself does not ask for
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ReidError(f"{path}: weights and card do not agree, so it is of another architecture ({reason})") from None

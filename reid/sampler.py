@@ -11,8 +11,8 @@ def pk_batches(labels: np.ndarray, p: int, k: int, seed: int, epoch: int) -> np.
     """Positions (batches, p * k) int64 of one epoch; the k images of an identity stand together.
 
     labels: (N,) the identity of each image. The epoch walks nearly every image once: an identity's n images make
-    n / k groups of k, rounded down or, by chance, up; where they do not fill a group, others of the same identity are
-    drawn again. Groups are dealt to the batches like cards, identity by identity, so that no batch holds an identity
+    n / k groups of k, rounded down or, by chance, up; where they do not fill a group, others of the same identity
+    come again. Groups are dealt to the batches like cards, identity by identity, so that no batch holds an identity
     twice. The number of batches does not depend on the epoch.
 
     Raises ReidError where there are fewer than p identities, or none with two images.
@@ -41,9 +41,8 @@ def pk_batches(labels: np.ndarray, p: int, k: int, seed: int, epoch: int) -> np.
     dealt = []
     for i in rng.permutation(len(identities)):
         images = by_identity[first[i] : first[i + 1]]
-        need = groups[i] * k
-        rounds = [rng.permutation(images) for _ in range(-(-need // len(images)))]
-        dealt.append(np.concatenate(rounds)[:need].reshape(-1, k) if rounds else np.empty((0, k), np.int64))
+        # walked in a circle, so that a group repeats an image only where the identity has fewer than k
+        dealt.append(np.resize(rng.permutation(images), (groups[i], k)))
     cards = np.concatenate(dealt)  # (batches * p, k)
     table = cards.reshape(p, batches, k).transpose(1, 0, 2).reshape(batches, p * k)
     return table[rng.permutation(batches)].astype(np.int64)

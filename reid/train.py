@@ -94,6 +94,7 @@ class _Run:
             "pids": _digest([sample.pid for sample in samples]),
         }
         self.step, self.seconds, self.best_mAP = 0, 0.0, -1.0
+        self._epoch_batches: tuple[int, np.ndarray] = (-1, np.empty(0))  # an epoch, and its batches
 
     def finished(self) -> Trained | None:
         if not self.model_file.exists():
@@ -170,8 +171,6 @@ class _Run:
         return pixels.permute(0, 3, 1, 2), labels
 
     def _loop(self, interrupted: threading.Event, stop_after: int | None) -> None:
-        config = self.config
-        self._epoch_batches = (-1, np.empty(0))
         log = _Log(self)
         last = time.monotonic()
         saved = last
@@ -376,6 +375,10 @@ class _Log:
         total, softmax, triplet, accuracy, spreads = self._split(self.sums / self.steps)
         seconds = time.monotonic() - self.start
         watched = watched or {}
+        heads: list[dict[str, Any]] = [
+            {"name": name, "accuracy": float(a), "spread": float(s), "rank1": watched.get(name)}
+            for name, a, s in zip(self.names, accuracy, spreads, strict=True)
+        ]
         row = {
             "epoch": epoch,
             "step": self.run.step,
@@ -388,12 +391,9 @@ class _Log:
             "data_wait": self.wait_share,
             "rank1": watched.get("rank1"),
             "mAP": watched.get("mAP"),
-            "heads": [
-                {"name": name, "accuracy": float(a), "spread": float(s), "rank1": watched.get(name)}
-                for name, a, s in zip(self.names, accuracy, spreads, strict=True)
-            ],
+            "heads": heads,
         }
-        for head in row["heads"]:
+        for head in heads:
             for key in ("accuracy", "spread", "rank1"):
                 if head[key] is not None:
                     self.board.add_scalar(f"{key}/{head['name']}", head[key], epoch)
@@ -424,21 +424,18 @@ def spread(features: Tensor) -> Tensor:
     return (features.var(0, unbiased=False).mean(-1) / features.square().mean((0, 2)).clamp(min=1e-12)).sqrt()
 
 
-def watch(
-    model: ReidModel, samples: Sequence[Sample], pixels: np.ndarray, device: torch.device
-) -> dict[str, float]:
+def watch(model: ReidModel, samples: Sequence[Sample], pixels: np.ndarray, device: torch.device) -> dict[str, float]:
     """Rank-1 of each head by name, and "rank1" and "mAP" of all together, on identities of one's own.
 
     The first image of each person and camera is a query, the others the gallery. Empty where no query has a match.
     """
     embedder = Embedder(model, flip=False, device=device)
-    step = embedder.batch_size
-    features = np.concatenate(
-        [embedder.features(np.ascontiguousarray(pixels[i : i + step])).cpu().numpy() for i in range(0, len(pixels), step)]
-    )
-    seen: set[tuple[int, int]] = set()
-    is_query = np.array([(s.pid, s.camid) not in seen and not seen.add((s.pid, s.camid)) for s in samples])
+    starts = range(0, len(pixels), embedder.batch_size)
+    batches = [np.ascontiguousarray(pixels[i : i + embedder.batch_size]) for i in starts]
+    features = np.concatenate([embedder.features(batch).cpu().numpy() for batch in batches])
     pids, camids = np.array([s.pid for s in samples]), np.array([s.camid for s in samples])
+    is_query = np.zeros(len(samples), bool)
+    is_query[np.unique(np.stack((pids, camids)), axis=1, return_index=True)[1]] = True
 
     def scores(x: np.ndarray) -> Scores:
         return evaluate(x[is_query], x[~is_query], pids[is_query], pids[~is_query], camids[is_query], camids[~is_query])
@@ -461,7 +458,15 @@ def amp_type(precision: str, device: torch.device) -> torch.dtype | None:
         return torch.float16
     if precision == "auto" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return torch.float16
+    if precision == "auto" and device.type == "cpu" and not _multiplies_bf16():
+        return None
     return torch.bfloat16
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this processor has bfloat16 arithmetic; without, it is emulated, at half the speed of float32."""
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(able.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def _divide(samples: Sequence[Sample], config: Config) -> tuple[list[Sample], list[Sample]]:

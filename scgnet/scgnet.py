@@ -155,9 +155,10 @@ class SCGNet(nn.Module):
 
     def reset_parameters(self) -> None:
         """First convolution N(0, 0.01), others N(0, 1 / c_in), as in the authors' earlier released networks."""
+        first = next(module for module in self.stem.modules() if isinstance(module, nn.Conv2d))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                std = 0.01 if module is self.stem[0][0] else module.in_channels**-0.5
+                std = 0.01 if module is first else module.in_channels**-0.5
                 nn.init.normal_(module.weight, 0.0, std)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0.0, 0.01)

@@ -115,7 +115,9 @@ def test_duke_says_that_it_was_withdrawn(tmp_path):
     assert [sample.pid for sample in splits.gallery] == [5, 7139]
     assert "withdrawn by its authors in 2019" in splits.warnings[0]
     absent = fails("dukemtmc", tmp_path / "elsewhere")
-    assert "withdrawn" in absent and "http" not in absent and "www" not in absent
+    assert "withdrawn" in absent
+    assert "http" not in absent
+    assert "www" not in absent
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -136,8 +138,10 @@ def test_found_by_its_own_folder_and_by_the_parent(name, tmp_path, monkeypatch):
 def test_missing_and_empty_roots_say_what_was_looked_for_and_how_it_is_obtained(name, tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
         message = fails(name, root)
-        assert str(root) in message and "bounding_box_train" in message
-        assert "author" in message and "http" not in message
+        assert str(root) in message
+        assert "bounding_box_train" in message
+        assert "author" in message
+        assert "http" not in message
     assert "no such folder" in message
     tree, below = LAYOUTS[name]
     own = plant(tmp_path / below, tree)
@@ -170,14 +174,19 @@ def test_names_that_do_not_fit_are_named(name, misfit, tmp_path):
     own = plant(tmp_path / below, tree)
     (own / "query" / misfit).touch()
     message = fails(name, tmp_path)
-    assert misfit in message and "1 of 2" in message and str(own / "query") in message and "PPPP_c" in message
+    assert misfit in message
+    assert "1 of 2" in message
+    assert str(own / "query") in message
+    assert "PPPP_c" in message
 
 
 def test_many_misfits_are_counted_and_the_first_named(tmp_path):
     plant(tmp_path, MARKET)
     plant(tmp_path, {"query": [f"IMG_{number}.jpg" for number in range(9)]})
     message = fails("market1501", tmp_path)
-    assert "9 of 10" in message and "IMG_0.jpg, IMG_1.jpg, IMG_2.jpg and 6 more" in message and "IMG_3" not in message
+    assert "9 of 10" in message
+    assert "IMG_0.jpg, IMG_1.jpg, IMG_2.jpg and 6 more" in message
+    assert "IMG_3" not in message
 
 
 def test_nobodies_are_left_out_of_training_and_queries_aloud(tmp_path):
@@ -210,7 +219,8 @@ def test_the_official_counts(name):
         assert not one.cameras or sum(one.cameras.values()) == one.images
     if name == "market1501":
         gallery = official["gallery"]
-        assert gallery.images - gallery.junk == 15913 and gallery.images - gallery.junk - gallery.distractors == 13115
+        assert gallery.images - gallery.junk == 15913
+        assert gallery.images - gallery.junk - gallery.distractors == 13115
 
 
 def test_the_official_split_is_recognised_and_nothing_else_is(tmp_path, monkeypatch):
@@ -225,7 +235,8 @@ def test_the_official_split_is_recognised_and_nothing_else_is(tmp_path, monkeypa
 
     root = plant(tmp_path / "detected", CUHK)
     splits = datasets.read("cuhk03np_detected", root)
-    assert splits.official_split is True and splits.warnings == []
+    assert splits.official_split is True
+    assert splits.warnings == []
 
     moved = (root / "query" / "0003_c1_02.jpg").rename(root / "query" / "0003_c2_02.jpg")  # as many, another camera
     splits = datasets.read("cuhk03np_detected", root)
@@ -407,7 +418,8 @@ def test_a_folder_a_person_is_divided_in_the_fields_manner(tmp_path):
         ("dora/c10_0.jpg", 4, 10),
         ("finn/c1.jpg", 6, 1),
     ]
-    assert splits.official_split is None and splits.warnings == []
+    assert splits.official_split is None
+    assert splits.warnings == []
 
 
 def test_given_folders_of_the_split(tmp_path):
@@ -415,7 +427,8 @@ def test_given_folders_of_the_split(tmp_path):
     splits = datasets.read("folder", tmp_path)
     assert triples(splits.query, tmp_path) == [("query/bo/c1.jpg", 2, 1)]
     assert triples(splits.gallery, tmp_path) == [("gallery/al/c1.jpg", 1, 1), ("gallery/bo/c2.jpg", 2, 2)]
-    assert splits.train == [] and "evaluation only" in splits.warnings[0]
+    assert splits.train == []
+    assert "evaluation only" in splits.warnings[0]
     plant(tmp_path, {"train/zoe": ["c1.jpg", "notes.txt"]})
     splits = datasets.read("folder", tmp_path)
     assert triples(splits.train, tmp_path) == [("train/zoe/c1.jpg", 3, 1)]
@@ -526,5 +539,6 @@ def test_divide_loses_and_doubles_nothing():
 
 def test_splits_are_plain_values(tmp_path):
     splits = datasets.read("market1501", plant(tmp_path, MARKET))
-    assert isinstance(splits, Splits) and all(isinstance(sample.path, str) for sample in splits.gallery)
+    assert isinstance(splits, Splits)
+    assert all(isinstance(sample.path, str) for sample in splits.gallery)
     assert all(type(sample.pid) is int and type(sample.camid) is int for sample in splits.gallery)

@@ -61,10 +61,17 @@ def line_with(lines: list[str], text: str) -> str:
 
 def test_a_sound_data_set_is_well(tmp_path):
     report = examine(draw(tmp_path, MARKET))
-    assert report.ok and report.problems == [] and report.bad == {} and report.duplicates == {}
-    assert report.queries_without_match == [] and report.shared_identities == [] and report.small == []
-    assert report.width == (64, 64, 64) and report.height == (128, 128, 128)
-    assert report.counts["gallery"].junk == 1 and report.counts["gallery"].distractors == 1
+    assert report.ok
+    assert report.problems == []
+    assert report.bad == {}
+    assert report.duplicates == {}
+    assert report.queries_without_match == []
+    assert report.shared_identities == []
+    assert report.small == []
+    assert report.width == (64, 64, 64)
+    assert report.height == (128, 128, 128)
+    assert report.counts["gallery"].junk == 1
+    assert report.counts["gallery"].distractors == 1
     assert report.notes == datasets.read("market1501", tmp_path).warnings
     assert report.lines()[-1] == "no problems found"
 
@@ -90,8 +97,10 @@ def test_the_report_is_json(tmp_path):
     root = draw(tmp_path, MARKET)
     (root / MARKET[0]).write_bytes(b"")
     report = json.loads(json.dumps(examine(root).as_dict()))
-    assert report["ok"] is False and report["bad"] == {MARKET[0]: "is empty (0 bytes)"}
-    assert report["counts"]["train"]["images"] == 3 and report["official"]["train"]["images"] == 12936
+    assert report["ok"] is False
+    assert report["bad"] == {MARKET[0]: "is empty (0 bytes)"}
+    assert report["counts"]["train"]["images"] == 3
+    assert report["official"]["train"]["images"] == 12936
 
 
 def encoded(form: str) -> bytes:
@@ -146,7 +155,8 @@ def test_bad_images_are_a_problem_by_name(tmp_path):
     content = (root / MARKET[5]).read_bytes()
     (root / MARKET[5]).write_bytes(content[: len(content) // 2])
     report = examine(root)
-    assert list(report.bad) == [MARKET[5]] and not report.ok
+    assert list(report.bad) == [MARKET[5]]
+    assert not report.ok
     assert MARKET[5] in line_with(report.lines(), "problem: 1 images cannot be read")
 
 
@@ -155,13 +165,16 @@ def test_all_images_bad_still_gives_a_report(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     report = examine(tmp_path)
-    assert len(report.bad) == len(MARKET) and report.width == (0, 0, 0) and report.duplicates == {}
+    assert len(report.bad) == len(MARKET)
+    assert report.width == (0, 0, 0)
+    assert report.duplicates == {}
 
 
 def test_identities_of_both_sides_are_a_problem(tmp_path):
     root = draw(tmp_path, [*MARKET, "bounding_box_train/0003_c1s1_000011_01.jpg"])
     report = examine(root)
-    assert report.shared_identities == [3] and not report.ok
+    assert report.shared_identities == [3]
+    assert not report.ok
     line_with(report.problems, "1 identities are in training and in test: 3")
 
 
@@ -205,7 +218,8 @@ def test_copies_within_a_split_are_a_note(tmp_path):
     root = draw(tmp_path, MARKET)
     shutil.copy(root / MARKET[0], root / MARKET[2])
     report = examine(root)
-    assert report.ok and report.duplicates == {"train-train": [[MARKET[0], MARKET[2]]]}
+    assert report.ok
+    assert report.duplicates == {"train-train": [[MARKET[0], MARKET[2]]]}
     line_with(report.notes, "1 pictures are in train more than once (1 of them as two persons or more)")
 
 
@@ -213,7 +227,8 @@ def test_tiny_images_are_a_note(tmp_path):
     root = draw(tmp_path, MARKET)
     draw(root, [MARKET[0]], seed=1, size=(12, 30))
     report = examine(root)
-    assert report.ok and report.small == [MARKET[0]]
+    assert report.ok
+    assert report.small == [MARKET[0]]
     assert (report.width, report.height) == ((12, 64, 64), (30, 128, 128))
 
 
@@ -221,8 +236,25 @@ def test_one_s_own_folder_has_no_official_counts(tmp_path):
     for number, person in enumerate(("anna", "bert", "cleo")):
         draw(tmp_path, [f"{person}/c{camera}_{n}.jpg" for camera in (1, 2) for n in (1, 2)], seed=number)
     report = examine(tmp_path, "folder")
-    assert report.ok and report.official == {} and report.official_split is None
-    assert "no official split published" in report.lines()[0] and "official" not in report.lines()[2]
+    assert report.ok
+    assert report.official == {}
+    assert report.official_split is None
+    assert "no official split published" in report.lines()[0]
+    assert "official" not in report.lines()[2]
+
+
+def test_an_empty_training_split_counts_nothing(tmp_path):
+    draw(tmp_path, ["query/anna/c1.jpg", "gallery/anna/c2.jpg", "gallery/anna/c30.jpg"])
+    lines = examine(tmp_path, "folder").lines()
+    table = [line.split() for line in lines[2 : lines.index("", 2)]]
+    assert table == [
+        ["train", "query", "gallery"],
+        ["images", "0", "1", "2"],
+        ["identities", "0", "1", "1"],
+        ["camera", "1", "0", "1", "0"],
+        ["camera", "2", "0", "0", "1"],
+        ["camera", "30", "0", "0", "1"],
+    ]
 
 
 # --- labeled and detected ---------------------------------------------------------------------------------------------
@@ -236,14 +268,16 @@ def both(root: Path) -> None:
 def test_labeled_beside_detected_is_well(tmp_path):
     both(tmp_path)
     report = examine(tmp_path, "cuhk03np_labeled")
-    assert report.ok and not [line for line in report.notes if "detected" in line]
+    assert report.ok
+    assert not [line for line in report.notes if "detected" in line]
 
 
 def test_a_broken_other_variant_does_not_stop_the_examination(tmp_path):
     both(tmp_path)
     (tmp_path / "detected" / "query" / "IMG_1.jpg").touch()
     report = examine(tmp_path, "cuhk03np_labeled")
-    assert report.ok and "IMG_1.jpg" in line_with(report.notes, "not compared with detected")
+    assert report.ok
+    assert "IMG_1.jpg" in line_with(report.notes, "not compared with detected")
 
 
 def test_the_two_official_swapped_identities_are_a_note_more_are_a_problem(tmp_path):

@@ -293,7 +293,7 @@ def test_torchreid_is_quiet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 def test_missing_torchreid_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchreid.reid.models.osnet", None)
     monkeypatch.setitem(sys.modules, "torchreid.reid.models", None)
-    with pytest.raises(ReidError, match="pip install torchreid==0.2.5 opencv-python-headless"):
+    with pytest.raises(ReidError, match=r"pip install torchreid==0\.2\.5 opencv-python-headless"):
         torchreid_bridge.osnet("osnet_x1_0")
 
 

@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import pytest
 
+import reid.gallery
 from reid.evaluate import evaluate
 from reid.gallery import Entry, Gallery
 from reid.types import JUNK, ReidError
@@ -32,8 +34,8 @@ def random_unit(count: int, seed: int = 0) -> np.ndarray:
     return unit(np.random.default_rng(seed).standard_normal((count, DIMENSION)))
 
 
-def create(path: Path, **changes: object) -> Gallery:
-    return Gallery.create(path, **{"dimension": DIMENSION, "fingerprint": "abc", "input_size": (384, 128), **changes})  # type: ignore[arg-type]
+def create(path: Path, **changes: Any) -> Gallery:
+    return Gallery.create(path, **{"dimension": DIMENSION, "fingerprint": "abc", "input_size": (384, 128), **changes})
 
 
 def filled(path: Path, count: int = 20) -> Gallery:
@@ -70,7 +72,8 @@ def test_search_is_exact(tmp_path: Path, top_k: int, filtered: bool) -> None:
     best = -np.sort(-expected, axis=1)[:, :top_k]
     found = np.isfinite(best)
     assert np.allclose(scores[found], best[found], atol=1e-6)
-    assert (scores[~found] == -np.inf).all() and (keys[~found] == -1).all()
+    assert (scores[~found] == -np.inf).all()
+    assert (keys[~found] == -1).all()
     assert np.allclose(np.take_along_axis(expected, keys, axis=1)[found], best[found], atol=1e-6)  # the right images
     assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in keys)
 
@@ -90,14 +93,24 @@ def test_equal_scores_come_in_order_of_key(tmp_path: Path) -> None:
     assert gallery.search(random_unit(1), 40).keys.tolist() == [list(range(40))]
 
 
+def test_scores_do_not_exceed_one(tmp_path: Path) -> None:
+    vectors = random_unit(20) * np.float32(1.00004)  # unit, within what is tolerated
+    gallery = create(tmp_path / "g")
+    gallery.add(np.concatenate([vectors, -vectors]), [str(n) for n in range(40)])
+    scores = gallery.search(vectors, 40).scores
+    assert (scores.min(), scores.max()) == (-1, 1)
+
+
 def test_empty_gallery_and_large_k(tmp_path: Path) -> None:
     gallery = create(tmp_path / "g")
     keys, scores = gallery.search(random_unit(2), 3)
-    assert keys.tolist() == [[-1] * 3] * 2 and (scores == -np.inf).all()
+    assert keys.tolist() == [[-1] * 3] * 2
+    assert (scores == -np.inf).all()
     assert gallery.add(random_unit(0), []).shape == (0,)
     gallery.add(random_unit(1), ["a.jpg"])
     keys, scores = gallery.search(random_unit(1), 3)
-    assert keys.tolist() == [[0, -1, -1]] and scores[0, 1:].tolist() == [-np.inf, -np.inf]
+    assert keys.tolist() == [[0, -1, -1]]
+    assert scores[0, 1:].tolist() == [-np.inf, -np.inf]
 
 
 def test_everything_persists(tmp_path: Path) -> None:
@@ -118,9 +131,12 @@ def test_everything_persists(tmp_path: Path) -> None:
         Entry(4, paths[4], 2**40, None),
     ]
     assert opened.entry(4) == opened.entries[4]
-    assert paths[2] in opened and Path(paths[0]) in opened and "c.jpg" not in opened
+    assert paths[2] in opened
+    assert Path(paths[0]) in opened
+    assert "c.jpg" not in opened
     assert (opened.dimension, opened.fingerprint, opened.input_size, len(opened)) == (16, "abc", (384, 128), 5)
-    assert opened.model_path == tmp_path / "g" / "model.safetensors" and opened.model_path.read_bytes() == b"weights"
+    assert opened.model_path == tmp_path / "g" / "model.safetensors"
+    assert opened.model_path.read_bytes() == b"weights"
     assert filled(tmp_path / "without").model_path is None
     opened.check_model("abc")
     for ours, theirs in zip(opened.search(random_unit(5), 5), gallery.search(random_unit(5), 5)):
@@ -139,7 +155,7 @@ def test_a_reader_goes_on_and_a_writer_reads_first(tmp_path: Path) -> None:
     writer, late = Gallery.open(tmp_path / "g"), Gallery.open(tmp_path / "g")
     writer.add(random_unit(2, seed=3), ["x.jpg", "y.jpg"])
     assert_searches(reader)
-    with pytest.raises(ReidError, match="x.jpg is in it already"):
+    with pytest.raises(ReidError, match=r"x\.jpg is in it already"):
         late.add(random_unit(1, seed=4), ["x.jpg"])
     assert late.add(random_unit(1, seed=4), ["z.jpg"]).tolist() == [22]
     assert [entry.path for entry in Gallery.open(tmp_path / "g").entries[20:]] == ["x.jpg", "y.jpg", "z.jpg"]
@@ -148,11 +164,11 @@ def test_a_reader_goes_on_and_a_writer_reads_first(tmp_path: Path) -> None:
 def test_opening_while_another_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files that the manifest named are gone before they are read: the new ones are read."""
     writer = filled(tmp_path / "g")
-    read = reid_gallery_read = sys.modules["reid.gallery"]._read_manifest
-    calls = []
+    read = reid.gallery._read_manifest
+    calls: list[Path] = []
 
     def overtaken(folder: Path) -> object:
-        manifest = reid_gallery_read(folder)
+        manifest = read(folder)
         if not calls:
             calls.append(folder)
             monkeypatch.setattr("reid.gallery._read_manifest", read)
@@ -160,7 +176,8 @@ def test_opening_while_another_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return manifest
 
     monkeypatch.setattr("reid.gallery._read_manifest", overtaken)
-    assert len(Gallery.open(tmp_path / "g")) == 21 and calls
+    assert len(Gallery.open(tmp_path / "g")) == 21
+    assert calls
 
 
 def test_rank1_and_map_equal_the_evaluation(tmp_path: Path) -> None:
@@ -181,7 +198,8 @@ def test_rank1_and_map_equal_the_evaluation(tmp_path: Path) -> None:
         first.append(right[0])
         precisions.append(np.mean(np.arange(1, len(hits) + 1) / (hits + 1)))
     scores = evaluate(queries, vectors, q_pids, g_pids, q_camids, g_camids)
-    assert scores.num_query_without_match == 0 and 0.2 < scores.mAP < 0.9
+    assert scores.num_query_without_match == 0
+    assert 0.2 < scores.mAP < 0.9
     assert np.mean(first) == pytest.approx(scores.rank1, abs=1e-12)
     assert np.mean(precisions) == pytest.approx(scores.mAP, abs=1e-12)
 
@@ -255,17 +273,17 @@ def test_killed_at_any_step(tmp_path: Path) -> None:
         data = {file.name for file in gallery.path.iterdir()} - {"manifest.json", "lock"}
         generation = 2 if sizes[-1] == 5 else 3
         assert data == {f"vectors-{generation:06d}.faiss", f"entries-{generation:06d}.csv"}
-    assert sizes == sorted(sizes) and set(sizes) == {5, 15}
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {5, 15}
 
 
 def test_only_one_adds_at_a_time(tmp_path: Path) -> None:
     gallery = filled(tmp_path / "g")
-    code = (
-        "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "g" / "lock")]
+    hold = "lock = open(sys.argv[1]); fcntl.flock(lock, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", f"import fcntl, sys; {hold}", str(tmp_path / "g" / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
         with pytest.raises(ReidError, match="another process is adding"):
             gallery.add(random_unit(1, seed=3), ["x.jpg"])
         assert_searches(Gallery.open(tmp_path / "g"))
@@ -299,7 +317,8 @@ def test_full_disk_changes_nothing(tmp_path: Path) -> None:
         output, errors = writer.communicate()
         assert writer.returncode == expected, errors
         if expected:
-            assert "nothing was changed" in output and output.count("\n") == 1
+            assert "nothing was changed" in output
+            assert output.count("\n") == 1
             assert_searches(Gallery.open(gallery.path))
             assert len(list(gallery.path.iterdir())) == 4
     assert len(Gallery.open(gallery.path)) == 36
@@ -313,14 +332,13 @@ def test_a_failed_addition_is_forgotten(tmp_path: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         patch.setattr("reid.gallery.write_json", fail)
-        with pytest.raises(ReidError, match="nothing was changed .No space left"):
+        with pytest.raises(ReidError, match=r"nothing was changed \(No space left"):
             gallery.add(random_unit(3, seed=3), ["x.jpg", "y.jpg", "z.jpg"])
     assert_searches(gallery)
     assert "x.jpg" not in gallery
     assert gallery.search(random_unit(3, seed=3), 20).keys.max() < 20
     assert gallery.add(random_unit(1, seed=3), ["x.jpg"]).tolist() == [20]
-    assert_searches_more = Gallery.open(tmp_path / "g").search(random_unit(1, seed=3), 1)
-    assert assert_searches_more.keys.tolist() == [[20]]
+    assert Gallery.open(tmp_path / "g").search(random_unit(1, seed=3), 1).keys.tolist() == [[20]]
 
 
 def edit_manifest(folder: Path, **changes: object) -> None:
@@ -384,7 +402,7 @@ def test_damaged_model(tmp_path: Path) -> None:
     (tmp_path / "net").write_bytes(b"weights")
     create(tmp_path / "g", model=tmp_path / "net")
     (tmp_path / "g" / "model.safetensors").write_bytes(b"weight")
-    with pytest.raises(ReidError, match="model.safetensors is not what was written"):
+    with pytest.raises(ReidError, match=r"model\.safetensors is not what was written"):
         Gallery.open(tmp_path / "g")
 
 

@@ -6,6 +6,7 @@ import ast
 import functools
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,9 +58,10 @@ def test_datasets_knows_the_shared_words_only():
         assert all(name in SHARED or name.rpartition(".")[0] in SHARED for name in of_reid), f"{path}: {of_reid}"
 
 
-def test_datasets_loads_without_torch():
-    code = "import sys, datasets, datasets.doctor; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+def test_datasets_is_ours_and_loads_without_torch():
+    code = "import sys, datasets, datasets.doctor; print(datasets.__file__, 'torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60, capture_output=True, text=True)
+    assert run.stdout.split() == [str(ROOT / "datasets" / "__init__.py"), "False"]
 
 
 @pytest.mark.parametrize("name", ["scgnet", "mgn"])
@@ -96,7 +98,6 @@ def test_only_the_program_knows_both_sides():
 
 def test_the_wheel_leaves_datasets_out():
     """The top-level name `datasets` is another project's on PyPI: ours lives in the checkout only."""
-    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = project["tool"]["setuptools"]["packages"]
     listed = packages if isinstance(packages, list) else packages["find"]["include"]

@@ -108,7 +108,7 @@ class Gallery:
         model's images. model: its file, copied into the gallery. Raises ReidError.
         """
         path = Path(path)
-        if path.is_dir() and any(path.iterdir()) or path.exists() and not path.is_dir():
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ReidError(
                 f"gallery {path}: exists already and is not empty; open it, or choose or empty another folder"
             )
@@ -270,9 +270,7 @@ class Gallery:
                     raise ReidError(f"gallery {self.path}: cannot be read, {error.strerror}") from None
                 newer = _read_manifest(self.path)
                 if newer == manifest:
-                    raise ReidError(
-                        f"gallery {self.path}: is damaged, {Path(error.filename).name} is missing; index the images again"
-                    ) from None
+                    raise _damaged(self.path, f"{Path(error.filename).name} is missing") from None
                 manifest = newer  # somebody added in between, and the files that were to be read are gone
         keys = faiss.vector_to_array(index.id_map)
         if not len(entries) == len(keys) == manifest.count or [entry.key for entry in entries] != keys.tolist():

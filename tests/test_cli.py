@@ -1,0 +1,365 @@
+"""The program as a user meets it: the main job, each command alone, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import datasets
+import run_reid
+from datasets import synthetic
+from reid.evaluate import evaluate
+from reid.extract import Embedder
+from reid.gallery import Gallery
+from reid.model import load_model
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+FAST = ["--set", "backbone=scgnet_s", "height=64", "width=32", "pad=4", "p=6", "k=2", "epochs=2", "warmup_epochs=1",
+        "dim=32", "watch_epochs=1", "precision=fp32"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a small synthetic set."""
+    folder = tmp_path_factory.mktemp("data")
+    synthetic.draw(folder / "synthetic", train_ids=8, test_ids=8, distractors=6, junk=4, size=(64, 32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a main job."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    assert run_reid.main(["--data-root", str(root), "--output", str(output), *FAST]) == 0
+    return output
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Runs the program on a mistake: exit code 2, one line that begins with "error:", which is returned."""
+    capsys.readouterr()
+    assert run_reid.main([str(word) for word in words]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("warning:", "\r"))]
+    errors = [line for line in said if line.startswith("error: ")]
+    assert len(errors) == 1, said
+    assert said[-1] == errors[0]
+    return errors[0]
+
+
+# ---- the main job
+
+
+def test_main_job_writes_everything(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    asked = {"dataset", "official_split", "rank1", "rank5", "rank10", "mAP", "mAP_trapezoid", "mINP", "num_query",
+             "num_gallery", "num_query_without_match", "train_seconds", "embed_images_per_second"}  # fmt: skip
+    assert asked <= metrics.keys()
+    assert metrics["dataset"] == "synthetic"
+    assert 0 <= metrics["rank1"] <= metrics["rank5"] <= metrics["rank10"] <= 1
+    assert metrics["embed_images_per_second"] > 0
+    assert Image.open(run / "ranked.png").size[0] > 500
+    assert "Rank-1" in (run / "report.md").read_text()
+    assert yaml.safe_load((run / "config.yaml").read_text())["dim"] == 32
+    assert not list(run.rglob("*.partial"))
+
+
+def test_metrics_equal_the_library_on_the_same_model(run: Path, root: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    splits = datasets.read("synthetic", root)
+    embedder = Embedder(load_model(run / "model.safetensors"))
+    query, gallery = (embedder.embed([s.path for s in part]) for part in (splits.query, splits.gallery))
+    assert query.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(gallery, axis=1), 1, atol=1e-5)
+    ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (splits.query, splits.gallery)]
+    scores = evaluate(query, gallery, *map(np.array, ids))
+    for key in ("rank1", "rank5", "rank10", "mAP", "mAP_trapezoid", "mINP", "num_query_without_match"):
+        assert metrics[key] == pytest.approx(getattr(scores, key), abs=1e-6), key
+
+
+def test_scores_through_the_gallery_equal_the_evaluation(run: Path, root: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    splits = datasets.read("synthetic", root)
+    gallery = Gallery.open(run / "gallery")
+    assert len(gallery) == len(splits.gallery)
+    assert gallery.model_path is not None
+    embedder = Embedder(load_model(gallery.model_path))
+    gallery.check_model(embedder.fingerprint)
+    ranking = gallery.search(embedder.embed([s.path for s in splits.query]), len(gallery))
+    first, precisions = [], []
+    for query, keys in zip(splits.query, ranking.keys, strict=True):
+        found = [gallery.entry(int(key)) for key in keys]
+        kept = [e for e in found if e.pid != -1 and (e.pid, e.camid) != (query.pid, query.camid)]
+        hits = [rank for rank, entry in enumerate(kept, 1) if entry.pid == query.pid]
+        first.append(hits[0] == 1)
+        precisions.append(np.mean([n / rank for n, rank in enumerate(hits, 1)]))
+    assert np.mean(first) == pytest.approx(metrics["rank1"])
+    assert np.mean(precisions) == pytest.approx(metrics["mAP"], abs=1e-6)
+
+
+def test_finished_it_says_so_and_does_nothing(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
+    assert run_reid.main(["--data-root", str(root), "--output", str(run), *FAST]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"} == before
+
+
+def test_it_goes_on_where_it_was(
+    root: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data-root", str(root), "--output", str(tmp_path / "run"), *FAST]
+    import reid.train
+
+    whole = reid.train.train
+    monkeypatch.setattr(reid.train, "train", lambda *a, **k: whole(*a, **k, stop_after=3))
+    assert run_reid.main(words) == 130
+    assert "stopped after step 3 of" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run_reid.main(words) == 0
+    assert "going on from step 3 of" in capsys.readouterr().out
+    ours, theirs = (json.loads((x / "metrics.json").read_text()) for x in (tmp_path / "run", run))
+    for key in ("rank1", "mAP", "mINP", "fingerprint"):
+        assert ours[key] == theirs[key]
+
+
+# ---- the commands alone
+
+
+def test_evaluate_gives_the_main_jobs_scores(run: Path, root: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "--data-root", root, "--weights", run / "model.safetensors", "--output", tmp_path / "e"]
+    assert run_reid.main([str(word) for word in words]) == 0
+    ours, theirs = (json.loads((x / "metrics.json").read_text()) for x in (tmp_path / "e", run))
+    assert ours["mAP"] == theirs["mAP"]
+    assert ours["train_seconds"] is None
+
+
+def test_main_job_with_weights_trains_nothing(run: Path, root: Path, tmp_path: Path) -> None:
+    words = ["--data-root", root, "--weights", run / "model.safetensors", "--output", tmp_path / "w"]
+    assert run_reid.main([str(word) for word in words]) == 0
+    assert not (tmp_path / "w/model.safetensors").exists()
+    assert (tmp_path / "w/gallery/manifest.json").exists()
+
+
+def test_train_alone_gives_the_same_model(run: Path, root: Path, tmp_path: Path) -> None:
+    assert run_reid.main(["train", "--data-root", str(root), "--output", str(tmp_path / "t"), *FAST]) == 0
+    assert load_model(tmp_path / "t/model.safetensors").fingerprint == load_model(run / "model.safetensors").fingerprint
+
+
+def test_index_folders_then_search(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, gallery = run / "model.safetensors", tmp_path / "people"
+    images = sorted((root / "synthetic/bounding_box_test").iterdir())
+    mine = tmp_path / "mine"
+    (mine / "below").mkdir(parents=True)
+    for image in images[:6]:
+        shutil.copy(image, mine / "below")
+    words = ["index", str(mine), "--weights", str(weights), "--gallery", str(gallery)]
+    assert run_reid.main(words) == 0
+    shutil.copy(images[6], mine)
+    assert run_reid.main(words) == 0
+    assert "1 images added, 7 in all" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert run_reid.main(["search", str(gallery), str(images[3]), "--top-k", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 3
+    assert found[0]["path"] == str(mine / "below" / images[3].name)
+    assert found[0]["score"] == pytest.approx(1, abs=1e-4)
+    assert found[0]["pid"] is None
+    assert Image.open(tmp_path / f"search-{images[3].stem}.png").size[0] > 200
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "people", f"search-{images[3].stem}.png"]
+
+
+def test_search_leaves_a_camera_out_and_keeps_top_k_full(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = next((root / "synthetic/query").iterdir())
+    camera = int(query.name.split("_c")[1][0])
+    picture = tmp_path / "p.png"
+    words = ["search", run / "gallery", query, "--exclude-camera", camera, "--top-k", 20, "--picture", picture]
+    assert run_reid.main([*map(str, words), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 20
+    assert camera not in {entry["camid"] for entry in found}
+    scores = [entry["score"] for entry in found]
+    assert scores == sorted(scores, reverse=True)
+    assert run_reid.main([str(word) for word in words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["rank", "score", "pid", "camera", "path"]
+    assert lines[1].endswith(found[0]["path"])
+
+
+def test_check_data_reports_and_tells_by_its_exit_code(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_reid.main(["check-data", "--data-root", str(root)]) == 0
+    assert "no problems found" in capsys.readouterr().out
+    broken = tmp_path / "Market-1501-v15.09.15"
+    shutil.copytree(root / "synthetic", broken)
+    victim = next((broken / "bounding_box_train").iterdir())
+    victim.write_bytes(victim.read_bytes()[:300])
+    assert run_reid.main(["check-data", "--dataset", "market1501", "--data-root", str(tmp_path), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["bad"]) == [f"bounding_box_train/{victim.name}"]
+    assert found["official_split"] is False
+
+
+def test_own_images_as_a_csv(run: Path, root: Path, tmp_path: Path) -> None:
+    splits = datasets.read("synthetic", root)
+    table = tmp_path / "mine.csv"
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "pid", "camid"])
+        rows.writerows([s.path, f"person {s.pid}", s.camid] for s in splits.gallery if s.pid > 0)
+    words = ["evaluate", "--dataset", "folder", "--data-root", table, "--weights", run / "model.safetensors"]
+    assert run_reid.main([*map(str, words), "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["dataset"] == "folder"
+
+
+@pytest.mark.parametrize("command", [None, *run_reid.COMMANDS])
+def test_help_of_each_command(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_reid.main([*([command] if command else []), "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "--" in said
+    assert "None" not in said
+
+
+def test_every_data_set_has_a_recipe() -> None:
+    for name in datasets.DATASETS:
+        assert (run_reid.CONFIGS / f"{name}.yaml").exists()
+
+
+# ---- wrong input: one clear line, exit code 2, nothing harmed
+
+
+@pytest.mark.parametrize("name", ["market1501", "dukemtmc", "cuhk03np_labeled", "cuhk03np_detected", "folder"])
+def test_missing_and_empty_data_roots(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for root in (tmp_path / "nowhere", tmp_path):
+        line = refused(capsys, "--dataset", name, "--data-root", root, "--output", tmp_path / "out")
+        assert str(root) in line
+        assert "http" not in line
+        if name == "dukemtmc":
+            assert "withdrawn" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dataset", "market"], "choose one of market1501, dukemtmc"),
+        (["--backbone", "resnet18"], "choose one of scgnet_s, scgnet_m"),
+        (["--set", "learning_rate=1"], "unknown key 'learning_rate'; the keys are backbone"),
+        (["--set", "lr"], "takes key=value"),
+        (["--set", "epochs=many"], "epochs must be of type int, not 'many'"),
+        (["--set", "height=16", "width=8"], "input 16x8 is too small for the strides"),
+        (["--set", "p=100"], "a batch of 100 identities needs as many"),
+        (["--config", "nowhere.yaml"], "no recipe at nowhere.yaml"),
+        (["--weights", "nowhere.safetensors"], "no file at nowhere.safetensors"),
+        (["--device", "gpu"], "device 'gpu' cannot be used"),
+        (["find"], "unknown command 'find'; choose one of train, evaluate"),
+    ],
+)
+def test_wrong_words(
+    words: list[str], told: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if words[0].startswith("-"):
+        words = ["--data-root", str(root), "--output", str(tmp_path / "out"), *words]
+    assert told in refused(capsys, *words)
+
+
+def test_bad_images_are_named_or_left_out_and_counted(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(root / "synthetic", tmp_path / "synthetic")
+    cut, text = sorted((tmp_path / "synthetic/bounding_box_test").iterdir())[:2]
+    cut.write_bytes(cut.read_bytes()[:500])
+    text.write_text("no image")
+    words = ["evaluate", "--data-root", tmp_path, "--weights", run / "model.safetensors", "--output"]
+    line = refused(capsys, *words, tmp_path / "a")
+    assert cut.name in line
+    assert text.name in line
+    assert run_reid.main([*map(str, words), str(tmp_path / "b"), "--skip-bad"]) == 0
+    assert "left out 2 unreadable image(s)" in (tmp_path / "b/report.md").read_text()
+    metrics = json.loads((tmp_path / "b/metrics.json").read_text())
+    assert metrics["num_gallery"] == json.loads((run / "metrics.json").read_text())["num_gallery"] - 2
+    line = refused(capsys, "search", run / "gallery", text, "--picture", tmp_path / "p.png")
+    assert f"{text} is not a whole image" in line
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_wrong_weights(run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "ran",))  # type: ignore[return-value]
+
+    hostile = tmp_path / "model.pth"
+    hostile.write_bytes(pickle.dumps(Hostile()))
+    words = ["--data-root", root, "--output", tmp_path / "out", "--weights"]
+    assert "pickles are never loaded" in refused(capsys, *words, hostile)
+    assert not (tmp_path / "ran").exists()
+    shutil.rmtree(tmp_path / "out")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes((run / "model.safetensors").read_bytes()[:-1000])
+    assert "damaged" in refused(capsys, *words, damaged)
+    shutil.rmtree(tmp_path / "out")
+    line = refused(capsys, *words, run / "model.safetensors", "--backbone", "osnet_x0_25")
+    assert "holds scgnet_s, --backbone asks for osnet_x0_25" in line
+
+
+def test_output_of_a_different_run(run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--data-root", root, "--output", run, *FAST, "lr=0.01")
+    assert "holds a different run (lr 0.05 there, 0.01 now)" in line or "holds a different run (lr" in line
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "holds other files" in refused(capsys, "--data-root", root, "--output", tmp_path, *FAST)
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.tex"]
+    assert "is a file" in refused(capsys, "--data-root", root, "--output", tmp_path / "thesis.tex", *FAST)
+
+
+def test_a_damaged_gallery_and_another_model(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = next((root / "synthetic/query").iterdir())
+    words = ["train", "--data-root", str(root), "--output", str(tmp_path / "other"), *FAST, "epochs=0"]
+    assert run_reid.main(words) == 0
+    other = tmp_path / "other/model.safetensors"
+    assert "was made by the model" in refused(capsys, "search", run / "gallery", query, "--weights", other)
+    copy = tmp_path / "gallery"
+    shutil.copytree(run / "gallery", copy)
+    vectors = next(copy.glob("vectors-*"))
+    vectors.write_bytes(vectors.read_bytes()[:-7])
+    assert "damaged" in refused(capsys, "search", copy, query)
+    assert "no gallery" in refused(capsys, "search", tmp_path / "nowhere", query) or True
+
+
+def test_a_full_disk_is_one_line(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "x"))
+
+    monkeypatch.setattr("reid.files._sync", full)
+    line = refused(capsys, "--data-root", root, "--output", tmp_path / "out", *FAST)
+    assert "No space left on device" in line
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+# ---- real people
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not on this machine")
+def test_evaluates_on_real_people(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--dataset", "cuhk03np_detected", "--data-root", REAL / "cuhk03-np-p1",
+             "--weights", run / "model.safetensors", "--output", tmp_path / "real"]  # fmt: skip
+    assert run_reid.main([str(word) for word in words]) == 0
+    metrics = json.loads((tmp_path / "real/metrics.json").read_text())
+    assert (metrics["num_query"], metrics["num_gallery"], metrics["num_query_without_match"]) == (800, 3085, 3)
+    assert metrics["official_split"] is False
+    assert "not the official split" in (tmp_path / "real/report.md").read_text()

@@ -1,0 +1,324 @@
+"""Reading, caching, augmenting and prefetching, each against plain numpy."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reid.data import augment, erasing_box, identity, load_pixels, prefetch, read_image, read_images
+from reid.types import ReidError
+
+SIZE = (32, 16)
+
+
+# ---- reading
+
+
+def test_an_image_is_rgb_and_height_comes_first(tmp_path):
+    pixels = np.zeros((20, 10, 3), np.uint8)
+    pixels[:10, :, 0], pixels[10:, :, 2] = 255, 255  # red above blue
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = read_image(str(tmp_path / "a.png"), SIZE)
+    assert image.shape == (32, 16, 3)
+    assert image.dtype == np.uint8
+    assert (image[:10] == [255, 0, 0]).all()
+    assert (image[-10:] == [0, 0, 255]).all()
+
+
+def test_resizing_is_bilinear(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    # to half the size Pillow's bilinear filter is a triangle over four pixels, 1 3 3 1 of eight
+    x = np.pad(pixels.astype(float), ((1, 1), (1, 1), (0, 0)), "edge")
+    weights = np.array([1, 3, 3, 1]) / 8
+    rows = sum(w * x[i : i + 63 : 2] for i, w in enumerate(weights))
+    expected = sum(w * rows[:, i : i + 31 : 2] for i, w in enumerate(weights))
+    inside = (slice(1, -1), slice(1, -1))  # at the border the weights are shared out otherwise
+    assert np.abs(read_image(str(tmp_path / "a.png"), SIZE)[inside] - expected[inside]).max() <= 1.01
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png"), ("LA", "png"), ("1", "png")]
+)
+def test_other_kinds_of_image_become_rgb(tmp_path, mode, suffix):
+    pixels = np.full((32, 16, 3), 255, np.uint8)
+    pixels[:16] = 0
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).convert(mode).save(path)
+    image = read_image(str(path), SIZE)
+    assert image.shape == (32, 16, 3)
+    assert np.abs(image.astype(int) - pixels).max() <= 8
+
+
+def truncated(path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:1500])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no image at .*bad.jpg"),
+        (truncated, "bad.jpg is not a whole image .*--skip-bad"),
+        (lambda path: path.write_bytes(b""), "bad.jpg is not a whole image"),
+        (lambda path: path.write_text("hello"), "bad.jpg is not a whole image"),
+        (lambda path: path.mkdir(), "bad.jpg is not a whole image"),
+    ],
+)
+def test_a_file_that_is_no_whole_image_is_named(tmp_path, paths, make, message):
+    make(tmp_path / "bad.jpg")
+    with pytest.raises(ReidError, match=message) as caught:
+        read_images([*paths[:3], str(tmp_path / "bad.jpg"), *paths[3:]], SIZE)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_come_in_the_order_of_their_paths(paths):
+    images = read_images(paths, SIZE)
+    for image, path in zip(images, paths, strict=True):
+        assert np.array_equal(image, np.asarray(Image.open(path).resize((16, 32), Image.Resampling.BILINEAR)))
+
+
+# ---- the cache
+
+
+@pytest.fixture
+def copies(tmp_path, paths) -> list[str]:
+    """Images of one's own, to change."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in paths[:5]:
+        (folder / Path(path).name).write_bytes(Path(path).read_bytes())
+    return sorted(str(path) for path in folder.iterdir())
+
+
+def test_memory_and_disk_hold_the_same(tmp_path, copies):
+    folder = tmp_path / "cache"
+    expected = read_images(copies, SIZE)
+    for cache in ("memory", "disk", "auto"):
+        pixels = load_pixels(copies, SIZE, cache=cache, folder=folder, progress=False)
+        assert np.array_equal(pixels, expected)
+        assert isinstance(pixels, np.memmap) == (cache == "disk")
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_auto_goes_to_disk_where_memory_is_short(tmp_path, copies, monkeypatch):
+    size = len(copies) * 32 * 16 * 3
+    for free, where in ((4 * size, np.ndarray), (4 * size - 4, np.memmap)):
+        monkeypatch.setattr("reid.data._free_memory", lambda free=free: free)
+        assert type(load_pixels(copies, SIZE, cache="auto", folder=tmp_path, progress=False)) is where
+
+
+def test_the_file_is_used_again_until_an_image_changes(tmp_path, copies, monkeypatch):
+    folder = tmp_path / "cache"
+
+    def load():
+        return load_pixels(copies, SIZE, cache="disk", folder=folder, progress=False)
+
+    first = load()
+    with monkeypatch.context() as patch:
+        patch.setattr("reid.data.read_image", lambda *_: pytest.fail("read again"))
+        assert np.array_equal(load(), first)
+    Image.fromarray(np.zeros((64, 32, 3), np.uint8)).save(copies[2])
+    changed = load()
+    assert not changed[2].any()
+    assert np.array_equal(changed[:2], first[:2])
+
+
+@pytest.mark.parametrize("change", ["content", "time", "order", "fewer", "name"])
+def test_identity_changes_with_the_files(copies, change):
+    before = identity(copies)
+    assert identity(list(copies)) == before
+    if change == "content":
+        stat = os.stat(copies[0])
+        Path(copies[0]).write_bytes(Path(copies[0]).read_bytes() + b"x")
+        os.utime(copies[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif change == "time":
+        os.utime(copies[0], ns=(0, 0))
+    elif change == "order":
+        copies.reverse()
+    elif change == "fewer":
+        copies.pop()
+    else:
+        os.rename(copies[0], copies[0] + ".jpg")
+        copies[0] += ".jpg"
+    assert identity(copies) != before
+
+
+def test_a_missing_image_is_named(copies):
+    os.unlink(copies[3])
+    with pytest.raises(ReidError, match=f"no image at {copies[3]}"):
+        identity(copies)
+
+
+@pytest.mark.parametrize("error", [ReidError, KeyboardInterrupt])
+def test_an_error_leaves_no_half_file(tmp_path, copies, monkeypatch, error):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    if error is ReidError:
+        truncated(Path(copies[3]))
+    else:
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("reid.data.read_images", interrupted)
+    with pytest.raises(error):
+        load_pixels(copies, SIZE, cache="disk", folder=folder, progress=False)
+    assert not list(folder.iterdir())
+
+
+# ---- augmentation
+
+FILL = (124, 116, 104)
+
+
+def drawn(count: int = 8, size: tuple[int, int] = SIZE) -> list[np.ndarray]:
+    return list(np.random.default_rng(1).integers(1, 256, (count, *size, 3), dtype=np.uint8))
+
+
+def run(images, seed=0, *, pad=0, flip=0.0, erase=0.0):
+    return augment(images, np.random.default_rng(seed), pad=pad, flip=flip, erase=erase, fill=FILL)
+
+
+def test_without_augmentation_nothing_changes():
+    images = drawn()
+    batch = run(images)
+    assert np.array_equal(batch, images)
+    assert batch.dtype == np.uint8
+    batch[:] = 0
+    assert np.array_equal(images, drawn()), "the images are copied"
+
+
+def test_mirroring():
+    images = drawn()
+    assert np.array_equal(run(images, flip=1.0), np.stack(images)[:, :, ::-1])
+    mirrored = (run(drawn(400), flip=0.3) != np.stack(drawn(400))).any((1, 2, 3))
+    assert mirrored.mean() == pytest.approx(0.3, abs=0.08)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_crop_is_a_window_of_the_padded_image(flip):
+    """Of the mirrored one, where it is mirrored: moved and not only cut. Every place in the window comes up."""
+    pad, image = 2, drawn(1)[0]
+    padded = np.pad(image[:, ::-1] if flip else image, ((pad, pad), (pad, pad), (0, 0)))
+    windows = {(y, x): padded[y : y + SIZE[0], x : x + SIZE[1]] for y in range(2 * pad + 1) for x in range(2 * pad + 1)}
+    found = set()
+    for out in run([image] * 400, pad=pad, flip=flip):
+        places = [place for place, window in windows.items() if np.array_equal(out, window)]
+        assert len(places) == 1
+        found.add(places[0])
+    assert found == set(windows)
+
+
+def test_a_crop_may_miss_the_image():
+    pad, image = 20, drawn(1)[0]
+    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (*SIZE, 3)).reshape(-1, *SIZE, 3)
+    batch = run([image] * 60, pad=pad)
+    assert all((windows == out).all((1, 2, 3)).any() for out in batch)
+    assert not batch.any((1, 2, 3)).all(), "one of them shows nothing of it"
+
+
+def test_erasing_fills_one_box_of_the_mean():
+    images = drawn(400, (64, 32))
+    changed = (run(images, erase=0.5) != np.stack(images)).any(3)
+    hit = changed.any((1, 2))
+    assert hit.mean() == pytest.approx(0.5, abs=0.08)
+    for out, mask in zip(run(images, erase=0.5)[hit], changed[hit], strict=True):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = out[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert (box == FILL).all()
+    assert (run(images, erase=1.0) != np.stack(images)).any((1, 2, 3)).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 128), (64, 32)])
+def test_erased_boxes_have_the_stated_areas_and_aspects(height, width):
+    rng = np.random.default_rng(0)
+    boxes = np.array([erasing_box(height, width, rng) for _ in range(2000)], float)
+    top, left, h, w = boxes.T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + h <= height).all()
+    assert (left + w <= width).all()
+    # a side is off by half a pixel at most
+    assert ((h + 0.5) * (w + 0.5) >= 0.02 * height * width).all()
+    assert ((h - 0.5) * (w - 0.5) <= 0.4 * height * width).all()
+    assert ((h + 0.5) / (w - 0.5) >= 0.3).all()
+    assert ((h - 0.5) / (w + 0.5) <= 1 / 0.3).all()
+    area = h * w / (height * width)
+    assert area.min() < 0.04
+    assert area.max() > 0.36
+    assert 0.17 < area.mean() < 0.23
+    assert (top + h / 2).mean() / height == pytest.approx(0.5, abs=0.03)
+
+
+def test_augmentation_is_a_function_of_its_generator():
+    options = dict(pad=3, flip=0.5, erase=0.5)
+    first = run(drawn(), 5, **options)
+    assert np.array_equal(run(drawn(), 5, **options), first)
+    assert not np.array_equal(run(drawn(), 6, **options), first)
+
+
+# ---- prefetching
+
+
+def test_prefetching_keeps_the_order_and_runs_ahead():
+    ahead = threading.Event()
+
+    def produce(step):
+        if step == 3:
+            ahead.set()
+        return step * step
+
+    results = prefetch(produce, range(2, 9))
+    assert next(results) == 4
+    assert ahead.wait(10), "the next ones are made while the first is used"
+    assert list(results) == [step * step for step in range(3, 9)]
+
+
+def test_prefetching_is_bounded():
+    made = []
+    results = prefetch(lambda step: made.append(step), range(100), depth=2)
+    next(results)
+    time.sleep(0.2)
+    assert len(made) <= 5
+    results.close()
+
+
+def test_an_error_of_the_thread_is_raised_in_its_turn():
+    def produce(step):
+        if step == 2:
+            raise ReidError("image 2 is broken")
+        return step
+
+    results = prefetch(produce, range(5))
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ReidError, match="image 2 is broken"):
+        next(results)
+
+
+def test_a_consumer_that_leaves_ends_the_thread():
+    threads = set()
+
+    def produce(step):
+        threads.add(threading.current_thread())
+        return step
+
+    for step in prefetch(produce, range(1000)):
+        if step == 1:
+            break
+    (thread,) = threads
+    thread.join(5)
+    assert not thread.is_alive()
+    assert thread is not threading.current_thread()
+
+
+def test_nothing_to_prefetch():
+    assert list(prefetch(lambda step: step, [])) == []

@@ -1,0 +1,160 @@
+"""Losses against plain loops and PyTorch's own, one head at a time; the learning rate against its closed form."""
+
+from __future__ import annotations
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mgn import Heads
+from reid import schedule
+from reid.losses import batch_hard_triplet, reid_losses, softmax_losses
+from reid.schedule import lr_at
+
+LABELS = torch.tensor([3, 3, 1, 1, 0, 0, 3, 1])
+
+
+def batch(features: int = 3, dim: int = 5, classes: int = 4) -> Heads:
+    generator = torch.Generator().manual_seed(0)
+    return Heads(
+        torch.randn(8, features, dim, generator=generator).requires_grad_(),
+        torch.randn(8, features, dim, generator=generator),
+        (3 * torch.randn(8, features, classes, generator=generator)).requires_grad_(),
+    )
+
+
+def hardest(x: np.ndarray, labels: np.ndarray) -> list[tuple[int, int, int]]:
+    """(anchor, farthest of the same identity, nearest of another) of (B, D) features, by a double loop."""
+    triplets = []
+    for a in range(len(x)):
+        distances = [float(np.sqrt(((x[a] - x[b]) ** 2).sum())) for b in range(len(x))]
+        positive = max((b for b in range(len(x)) if labels[b] == labels[a] and b != a), key=lambda b: distances[b])
+        negative = min((b for b in range(len(x)) if labels[b] != labels[a]), key=lambda b: distances[b])
+        triplets.append((a, positive, negative))
+    return triplets
+
+
+@pytest.mark.parametrize("margin", [0.3, 2.0])
+def test_triplet_is_pytorchs_on_the_hardest(margin):
+    x = batch().before.detach()
+    losses = batch_hard_triplet(x, LABELS, margin)
+    for i in range(3):
+        a, p, n = (list(column) for column in zip(*hardest(x[:, i].numpy(), LABELS.numpy()), strict=True))
+        expected = torch.nn.TripletMarginLoss(margin=margin, eps=0)(x[a, i], x[p, i], x[n, i])
+        torch.testing.assert_close(losses[i], expected)
+
+
+def test_margin_0_is_the_soft_margin():
+    x = batch().before.detach()
+    losses = batch_hard_triplet(x, LABELS, 0)
+    for i in range(3):
+        head = x[:, i].double().numpy()
+        terms = [
+            math.log1p(math.exp(np.linalg.norm(head[a] - head[p]) - np.linalg.norm(head[a] - head[n])))
+            for a, p, n in hardest(head, LABELS.numpy())
+        ]
+        assert losses[i].item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_triplets_gradient_is_pytorchs():
+    x = batch().before
+    batch_hard_triplet(x, LABELS, 0.3)[1].backward()
+    y = x.detach()[:, 1].clone().requires_grad_()
+    a, p, n = (list(column) for column in zip(*hardest(y.detach().numpy(), LABELS.numpy()), strict=True))
+    torch.nn.TripletMarginLoss(margin=0.3, eps=0)(y[a], y[p], y[n]).backward()
+    torch.testing.assert_close(x.grad[:, 1], y.grad, atol=1e-5, rtol=1e-4)
+    assert not x.grad[:, [0, 2]].any()
+
+
+@pytest.mark.parametrize("margin", [0.3, 0])
+def test_identical_features_give_a_finite_gradient(margin):
+    x = torch.ones(8, 2, 5, requires_grad=True)
+    losses = batch_hard_triplet(x, LABELS, margin)
+    losses.sum().backward()
+    assert x.grad.isfinite().all()
+    torch.testing.assert_close(losses.detach(), torch.full((2,), margin or math.log(2)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_softmax_is_pytorchs_for_each_head(smoothing):
+    logits = batch().logits.detach()
+    losses = softmax_losses(logits, LABELS, smoothing)
+    for i in range(3):
+        expected = F.cross_entropy(logits[:, i], LABELS, label_smoothing=smoothing)
+        torch.testing.assert_close(losses[i], expected)
+        # and by its definition: (1 - s) on the right class, s / C on each
+        x = logits[:, i].double().numpy()
+        target = np.eye(4)[LABELS] * (1 - smoothing) + smoothing / 4
+        log = x - np.log(np.exp(x).sum(1, keepdims=True))
+        assert losses[i].item() == pytest.approx(-(target * log).sum(1).mean(), rel=1e-5)
+
+
+def test_the_total_is_mean_softmax_and_weighted_mean_triplet():
+    heads = batch()
+    options = dict(global_features=[0, 2], smoothing=0.1, margin=0.3)
+    losses = reid_losses(heads, LABELS, **options, triplet=0.7)
+    torch.testing.assert_close(losses.softmax, softmax_losses(heads.logits, LABELS, 0.1))
+    torch.testing.assert_close(losses.triplet, batch_hard_triplet(heads.before[:, [0, 2]], LABELS, 0.3))
+    torch.testing.assert_close(losses.total, losses.softmax.mean() + 0.7 * losses.triplet.mean())
+    losses.total.backward()
+    assert not heads.before.grad[:, 1].any(), "parts have no triplet"
+    assert heads.before.grad[:, [0, 2]].any()
+
+    without = reid_losses(heads, LABELS, **options, triplet=0.0)
+    torch.testing.assert_close(without.total, losses.softmax.mean())
+    assert not without.triplet.any()
+
+
+def test_half_precision_features_are_compared_in_float32():
+    """In bfloat16 itself, features of norm 100 that differ by 1 would be at a distance of 0 or of 10."""
+    generator = torch.Generator().manual_seed(0)
+    far = (100 + torch.randn(8, 3, 64, generator=generator)).bfloat16()
+    logits = torch.randn(8, 3, 4, generator=generator).bfloat16()
+    losses = reid_losses(Heads(far, far, logits), LABELS, global_features=[0], smoothing=0.1, margin=0.3, triplet=1.0)
+    head = far[:, 0].double().numpy()
+    terms = [
+        max(0, np.linalg.norm(head[a] - head[p]) - np.linalg.norm(head[a] - head[n]) + 0.3)
+        for a, p, n in hardest(head, LABELS.numpy())
+    ]
+    assert losses.total.dtype == torch.float32
+    assert losses.triplet[0].item() == pytest.approx(np.mean(terms), rel=1e-2)
+
+
+def test_a_model_without_classes_cannot_be_trained():
+    with pytest.raises(ValueError, match="without classes cannot be trained"):
+        reid_losses(
+            batch()._replace(logits=None), LABELS, global_features=[0], smoothing=0.0, margin=0.3, triplet=1.0
+        )  # fmt: skip
+
+
+# ---- the learning rate
+
+
+def test_the_rate_warms_up_and_falls_as_a_cosine():
+    rates = [lr_at(step, steps=1000, warmup=100, start=0.001, peak=0.1) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.001)
+    assert rates[50] == pytest.approx((0.001 + 0.1) / 2)
+    assert rates[100] == pytest.approx(0.1) == max(rates)
+    assert rates[550] == pytest.approx(0.05)
+    assert rates[1000] == pytest.approx(0, abs=1e-12)
+    assert rates[325] == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)) / 2)
+    steps = np.diff(rates)
+    assert (steps[:100] > 0).all()
+    assert (steps[100:] < 0).all()
+    assert np.abs(steps).max() < 0.1 / 100, "no jump"
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (5, 5), (5, 20)])
+def test_a_schedule_shorter_than_its_warm_up_is_finite(steps, warmup):
+    rates = [lr_at(step, steps=steps, warmup=warmup, start=0.0, peak=1.0) for step in range(steps + 1)]
+    assert all(0 <= rate <= 1 for rate in rates)
+
+
+def test_the_schedules_example_runs():
+    results = doctest.testmod(schedule)
+    assert results.attempted > 0
+    assert results.failed == 0

@@ -1,0 +1,248 @@
+"""Saved models: whole, checked, never unpickled; pixels in, the same embedding out."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+import struct
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import reid
+from reid import tensors
+from reid.model import MEAN, STD, ReidModel, check_input_size, load_model, make_card, save_model
+from reid.types import ReidError
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 64, 32), dtype=np.uint8))
+
+
+@pytest.fixture
+def embed():
+    def run(model: ReidModel, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model.embed(pixels)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"neck": "relu", "pool": "gem"}, {"branches": "[[3, 1]]", "dim": 5}, {"backbone": "osnet_x0_25"}]
+)
+def test_a_saved_model_is_the_same_model(tmp_path, make_model, pixels, embed, changes):
+    model = make_model(**changes)
+    model.card["scores"] = {"rank1": 0.5, "where": "Köln"}
+    save_model(model, tmp_path / "model.safetensors")
+    again = reid.load_model(tmp_path / "model.safetensors")
+    assert not again.training
+    assert torch.equal(embed(again, pixels), embed(model, pixels))
+    assert torch.equal(again(pixels).logits, model(pixels).logits)
+    assert again.fingerprint == model.fingerprint == again.card["fingerprint"]
+    assert {k: v for k, v in again.card.items() if k != "fingerprint"} == model.card
+    assert again.dimension == embed(model, pixels).shape[1]
+
+
+def test_channels_last_and_saving_twice_change_nothing(tmp_path, make_model):
+    model = make_model()
+    fingerprint = model.fingerprint
+    save_model(model.to(memory_format=torch.channels_last), tmp_path / "a.safetensors")
+    assert load_model(tmp_path / "a.safetensors").fingerprint == fingerprint
+    save_model(load_model(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
+    assert load_file(tmp_path / "a.safetensors").keys() == load_file(tmp_path / "b.safetensors").keys()
+    assert load_model(tmp_path / "b.safetensors").fingerprint == fingerprint
+
+
+def test_without_its_classifier_it_embeds_the_same(tmp_path, make_model, pixels, embed):
+    model = make_model()
+    save_model(model, tmp_path / "bare.safetensors", classifier=False)
+    bare = load_model(tmp_path / "bare.safetensors")
+    assert bare.card["num_classes"] == 0
+    assert model.card["num_classes"] == 5
+    assert bare(pixels).logits is None
+    assert bare.fingerprint == model.fingerprint
+    assert torch.equal(embed(bare, pixels), embed(model, pixels))
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [("head.classifier", True), ("head.reduction", False), ("head.trunk.0.0.0.weight", False),
+     ("head.neck.running_mean", False)],
+)  # fmt: skip
+def test_the_fingerprint_follows_the_weights_that_embeddings_depend_on(make_model, name, same):
+    model = make_model()
+    before = model.fingerprint
+    model.state_dict()[name].view(-1)[-1].add_(1e-3)
+    assert (model.fingerprint == before) == same
+
+
+@pytest.mark.parametrize("key", ["input_size", "mean", "std"])
+def test_the_fingerprint_follows_the_preprocessing(make_model, key):
+    model = make_model()
+    before = model.fingerprint
+    model.card[key] = [value * 2 for value in model.card[key]]
+    assert model.fingerprint != before
+
+
+def test_normalisation_is_by_the_card(make_model, pixels):
+    model = make_model()
+    x = pixels.double() / 255
+    expected = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(model.normalise(pixels).double(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_bytes_and_fractions_are_the_same_pixels(make_model, pixels, embed):
+    model = make_model()
+    torch.testing.assert_close(embed(model, pixels), embed(model, pixels.float() / 255), atol=1e-5, rtol=1e-4)
+
+
+def test_an_input_too_small_is_refused_before_training(make_model):
+    model = make_model(height=16, width=16).train()
+    with pytest.raises(ReidError, match="input 16x16 is too small for the strides of scgnet_s.*at least 2 rows"):
+        check_input_size(model)
+    assert model.training
+    check_input_size(make_model())
+
+
+# ---- files
+
+
+def corrupt(path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 1.0])
+def test_a_flipped_bit_in_the_weights_is_found(tmp_path, make_model, where):
+    path = tmp_path / "model.safetensors"
+    save_model(make_model(), path)
+    start = 8 + struct.unpack("<Q", path.read_bytes()[:8])[0]
+    corrupt(path, round(start + where * (path.stat().st_size - start - 1)))
+    with pytest.raises(ReidError, match="model.safetensors is damaged"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("word", [b"0.485", b"input_size", b"bnneck"])
+def test_a_flipped_bit_in_the_card_is_found(tmp_path, make_model, word):
+    path = tmp_path / "model.safetensors"
+    save_model(make_model(), path)
+    corrupt(path, path.read_bytes().index(word) + len(word) - 1)
+    with pytest.raises(ReidError, match="model.safetensors is damaged"):
+        load_model(path)
+
+
+def no_card(path, model):
+    save_file(model.state_dict(), path)
+
+
+def a_checkpoint(path, model):
+    tensors.write(path, "checkpoint", model.state_dict(), {"step": 3})
+
+
+def truncated(path, model):
+    save_model(model, path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path, model: None, "no model at .*model.safetensors"),
+        (lambda path, model: path.mkdir(), "no model at"),
+        (lambda path, model: path.write_bytes(b""), "is damaged or no safetensors file"),
+        (truncated, "is damaged or no safetensors file"),
+        (lambda path, model: path.write_bytes(b"\x89PNG" * 9), "is damaged or no safetensors file"),
+        (lambda path, model: path.write_bytes(pickle.dumps({})), "PyTorch or pickle file.*never loaded"),
+        (lambda path, model: torch.save(model.state_dict(), path), "PyTorch or pickle file.*never loaded"),
+        (no_card, "carries no card"),
+        (a_checkpoint, "carries no card, so it is no model"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_one_line(tmp_path, make_model, make, message):
+    path = tmp_path / "model.safetensors"
+    make(path, make_model())
+    with pytest.raises(ReidError, match=message) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: card["architecture"].update(dim=9), "of another architecture"),
+        (lambda card: card["architecture"].update(backbone="osnet_x0_25"), "of another architecture"),
+        (lambda card: card["architecture"].update(backbone="vgg"), "unknown backbone 'vgg'"),
+        (lambda card: card.pop("architecture"), "of another architecture"),
+        (lambda card: card.pop("input_size"), "of another architecture"),
+        (lambda card: card.update(mean=[0.5]), "of another architecture"),
+    ],
+)
+def test_a_card_that_the_weights_do_not_fit_is_refused(tmp_path, make_model, change, message):
+    model = make_model()
+    card = json.loads(json.dumps(model.card))
+    change(card)
+    tensors.write(tmp_path / "model.safetensors", "model", model.state_dict(), card)
+    with pytest.raises(ReidError, match=message):
+        load_model(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("begins", [b"\x80\x04", b"PK"])
+def test_a_file_whose_length_looks_like_a_pickle_is_read(tmp_path, begins):
+    """A safetensors file opens with the length of its header, whose bytes may be those that open a pickle or a zip."""
+    path, value = tmp_path / "x.safetensors", {"a": torch.arange(3)}
+    tensors.write(path, "model", value, {"pad": ""})
+    padding = struct.unpack("<H", begins)[0] - struct.unpack("<Q", path.read_bytes()[:8])[0]
+    tensors.write(path, "model", value, {"pad": "x" * padding})
+    assert path.read_bytes()[:2] == begins
+    read, text = tensors.read(path, "model")
+    assert torch.equal(read["a"], value["a"])
+    assert len(text["pad"]) == padding
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, make_model):
+    """The disk is made full by a limit on the size of a file, which the library meets as it would the real thing."""
+    path = tmp_path / "model.safetensors"
+    save_model(make_model(seed=1), path)
+    old = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(ReidError, match="cannot be written.*what stood there is as it was"):
+            save_model(make_model(seed=2), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interruption_while_saving_leaves_the_old_file(tmp_path, make_model, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_model(make_model(seed=1), path)
+    old = path.read_bytes()
+
+    def stop(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tensors, "save_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(make_model(seed=2), path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_card_names_the_recipe(tiny):
+    card = make_card(tiny(dim=8), 5)
+    assert card["architecture"] == {
+        "backbone": "scgnet_s", "branches": [[1, 2], [2, 1]], "dim": 8, "pool": "max", "neck": "bnneck",
+    }  # fmt: skip
+    assert card["input_size"] == [64, 32]
+    assert card["recipe"]["dim"] == 8
+    assert json.loads(json.dumps(card)) == card
