@@ -24,10 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# threads that wait for each other without spinning: on a busy machine torch's default is several times slower;
-# read when torch is loaded, so it stands before every import that may load it
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import numpy as np
 
 import datasets

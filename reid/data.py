@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from reid.files import atomic_file
@@ -29,7 +29,8 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
+            upright = ImageOps.exif_transpose(image)  # telephones say which way is up beside the pixels
+            return np.asarray(upright.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
     except FileNotFoundError:
         raise ReidError(f"no image at {path}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -105,15 +105,15 @@ class _Run:
 
     def go(self, stop_after: int | None) -> Trained:
         config = self.config
+        self._build()
         self.epoch_steps = len(self._batches(0))
         self.steps = self.epoch_steps * config.epochs
-        self._build()
         if self.checkpoint_file.exists():
             self._resume()
-        paths = [sample.path for sample in self.samples + self.watched]
+        paths = sorted({sample.path for sample in [*self.samples, *self.watched]})
+        self.row = {path: i for i, path in enumerate(paths)}
         size = (config.height, config.width)
-        pixels = load_pixels(paths, size, cache=config.cache, folder=self.output, progress=self.progress)
-        self.pixels, self.watched_pixels = pixels[: len(self.samples)], pixels[len(self.samples) :]
+        self.pixels = load_pixels(paths, size, cache=config.cache, folder=self.output, progress=self.progress)
         if self.step < self.steps:
             with _interruptible() as interrupted:
                 self._loop(interrupted, stop_after)
@@ -158,7 +158,7 @@ class _Run:
         positions = self._epoch_batches[1][i]
         rng = np.random.default_rng([config.seed, step, 1])
         images = augment(
-            [self.pixels[p] for p in positions],
+            [self.pixels[self.row[self.samples[p].path]] for p in positions],
             rng,
             pad=config.pad,
             flip=config.flip,
@@ -239,8 +239,14 @@ class _Run:
         last = epoch == self.config.epochs
         if not self.watched or not every or (epoch % every and not last):
             return None
-        scores = watch(self.model, self.watched, self.watched_pixels, self.device)
+        pixels = self.pixels[[self.row[sample.path] for sample in self.watched]]
+        scores = watch(self.model, self.watched, pixels, self.device)
         self.model.train()
+        if self.config.holdout and not scores:
+            raise ReidError(
+                "no held-out identity was seen by two cameras, so no checkpoint can be chosen on them: "
+                "train without --holdout, or on a set of several cameras"
+            )
         if self.config.holdout and scores["mAP"] > self.best_mAP:
             self.best_mAP = scores["mAP"]
             self._save_model(self.output / "best.safetensors")
@@ -262,7 +268,6 @@ class _Run:
             data={"images": len(self.samples), "identities": len(self.classes), "held_out": self.config.holdout},
             step=self.step,
         )
-        self.model.__dict__.pop("fingerprint", None)  # it is of the weights as they are now
         save_model(self.model, path)
 
     def _checkpoint(self) -> None:
@@ -477,8 +482,10 @@ def _divide(samples: Sequence[Sample], config: Config) -> tuple[list[Sample], li
         some = set(shuffled[:WATCHED_IDENTITIES])
         return list(samples), [sample for sample in samples if sample.pid in some] if config.watch_epochs else []
     count = max(2, math.ceil(config.holdout * len(pids)))
-    if not config.watch_epochs:
-        raise ReidError("holdout chooses the best checkpoint while training is watched: --set watch_epochs=1 or more")
+    if not config.watch_epochs or not config.epochs:
+        raise ReidError(
+            "holdout chooses the best checkpoint while training is watched: --set epochs and watch_epochs to 1 or more"
+        )
     if count >= len(pids) - 1:
         raise ReidError(f"holding out {count} of {len(pids)} identities leaves too few to train on")
     held = set(shuffled[:count])

@@ -170,7 +170,8 @@ def test_no_epochs_give_the_untrained_network(samples: list[Sample], tmp_path: P
         (["height=16", "width=16"], "too small for the strides"),
         (["precision=fp16"], "needs a CUDA device"),
         (["holdout=0.9"], "too few to train on"),
-        (["holdout=0.2", "watch_epochs=0"], "--set watch_epochs=1"),
+        (["holdout=0.2", "watch_epochs=0"], "watch_epochs to 1 or more"),
+        (["holdout=0.2", "epochs=0"], "watch_epochs to 1 or more"),
     ],
 )
 def test_what_cannot_be_trained_says_why(
@@ -178,6 +179,12 @@ def test_what_cannot_be_trained_says_why(
 ) -> None:
     with pytest.raises(ReidError, match=message):
         train(samples, recipe(*overrides), tmp_path, progress=False)
+
+
+def test_holdout_of_people_seen_by_one_camera_is_refused(samples: list[Sample], tmp_path: Path) -> None:
+    one_camera = [sample._replace(camid=1) for sample in samples]
+    with pytest.raises(ReidError, match="no held-out identity was seen by two cameras"):
+        train(one_camera, recipe("holdout=0.25", "epochs=1"), tmp_path, progress=False)
 
 
 def test_one_identity_or_one_image_each_is_refused(samples: list[Sample], tmp_path: Path) -> None:
