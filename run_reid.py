@@ -51,7 +51,7 @@ def main_job(args: argparse.Namespace) -> None:
     splits = read_data(args)
     config = read_recipe(args)
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
-    with claimed(output, "main job", splits, args, config) as facts:
+    with claimed(output, "training", splits, args, config) as facts:
         if (output / "metrics.json").exists():
             print(f"finished already, nothing to do: {output}/report.md")
             return print((output / "scores.txt").read_text(encoding="utf-8"))
@@ -76,7 +76,7 @@ def train_command(args: argparse.Namespace) -> None:
     splits = read_data(args)
     config = read_recipe(args)
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
-    with claimed(output, "train", splits, args, config):
+    with claimed(output, "training", splits, args, config):
         splits = check_images(splits, output, args.skip_bad)
         print(f"model: {train(splits.train, config, output, device=args.device).path}")
 
@@ -193,7 +193,10 @@ def check_images(
     paths = [sample.path for name in names for sample in getattr(splits, name)]
     record = output / "images.json"
     of = identity(paths)
-    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        known = {}
     if known.get("of") != of:
         known = {"of": of, "bad": find_bad(paths)}
         write_json(record, known)
@@ -339,18 +342,19 @@ class Facts:
 
 @contextlib.contextmanager
 def claimed(
-    output: Path, command: str, splits: Splits, args: argparse.Namespace, config: Config | None = None
+    output: Path, kind: str, splits: Splits, args: argparse.Namespace, config: Config | None = None
 ) -> Iterator[Facts]:
     """The output folder, this process's alone for now; ReidError where it is of a different run.
 
-    It is the same run where command, data, recipe and weights are; then work goes on where it was.
+    It is the same run where its kind, data, recipe and weights are; then work goes on where it was. `train` and
+    the main job are of one kind: the one goes on where the other ended.
     """
     from reid.data import identity
     from reid.tensors import file_digest
 
     samples = [*splits.train, *splits.query, *splits.gallery]
     now: dict[str, Any] = {
-        "command": command,
+        "kind": kind,
         "dataset": splits.name,
         "data_root": splits.root,
         "data": identity([s.path for s in samples]),

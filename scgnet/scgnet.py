@@ -11,7 +11,7 @@ ablations (Tables III and IV).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -177,50 +177,19 @@ class SCGNet(nn.Module):
         return self.classifier(self.pool(self.stages(x).conv8).flatten(1))
 
 
-def scgnet_s(
-    num_classes: int = 1000,
-    *,
-    cascade: bool = True,
-    shift: str = "formula",
-    residual: bool = False,
-    last_stride: int = 2,
-) -> SCGNet:
-    """SCGNet-S: 2.68 M parameters, 82 M operations at 224x224 (Tables I and II)."""
-    return SCGNet(
-        (8, 8, 16, 16), (64, 128, 256), (1, 2, 1), 4, num_classes,
-        cascade=cascade, shift=shift, residual=residual, last_stride=last_stride,
-    )  # fmt: skip
+def scgnet_s(num_classes: int = 1000, **options: Any) -> SCGNet:
+    """SCGNet-S: 2.68 M parameters, 82 M operations at 224x224 (Tables I and II). Options are SCGNet's."""
+    return SCGNet((8, 8, 16, 16), (64, 128, 256), (1, 2, 1), 4, num_classes, **options)
 
 
-def scgnet_m(
-    num_classes: int = 1000,
-    *,
-    cascade: bool = True,
-    shift: str = "formula",
-    residual: bool = False,
-    last_stride: int = 2,
-    conv2: int = 12,
-) -> SCGNet:
+def scgnet_m(num_classes: int = 1000, *, conv2: int = 12, **options: Any) -> SCGNet:
     """SCGNet-M: 3.65 M parameters, 240 M operations. Table II prints conv2 = 16; only 12 gives the paper's 240 M."""
-    return SCGNet(
-        (12, conv2, 24, 24), (120, 240, 480), (2, 4, 1), 6, num_classes,
-        cascade=cascade, shift=shift, residual=residual, last_stride=last_stride,
-    )  # fmt: skip
+    return SCGNet((12, conv2, 24, 24), (120, 240, 480), (2, 4, 1), 6, num_classes, **options)
 
 
-def scgnet_l(
-    num_classes: int = 1000,
-    *,
-    cascade: bool = True,
-    shift: str = "formula",
-    residual: bool = False,
-    last_stride: int = 2,
-) -> SCGNet:
+def scgnet_l(num_classes: int = 1000, **options: Any) -> SCGNet:
     """SCGNet-L: 6.22 M parameters, 613 M operations."""
-    return SCGNet(
-        (16, 16, 32, 32), (192, 384, 768), (3, 6, 2), 8, num_classes,
-        cascade=cascade, shift=shift, residual=residual, last_stride=last_stride,
-    )  # fmt: skip
+    return SCGNet((16, 16, 32, 32), (192, 384, 768), (3, 6, 2), 8, num_classes, **options)
 
 
 def operations(net: nn.Module, height: int = 224, width: int = 224) -> int:

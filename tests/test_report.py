@@ -166,8 +166,10 @@ def test_frames_and_crops_stand_where_they_belong(tmp_path: Path) -> None:
     paint = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
     paths = {name: person(tmp_path / f"{name}.png", colour=name) for name in paint}
     rows = [
-        Row("first", Tile(paths["red"], pid=1), (Tile(paths["lime"], 0.9, 1, 2, True), Tile(paths["blue"], 0.8, 0, 1, False))),
-        Row("second", Tile(paths["blue"], pid=2), tuple(Tile(paths["yellow"], 0.1, "x", "y", j == 11) for j in range(12))),
+        Row("first", Tile(paths["red"], pid=1),
+            (Tile(paths["lime"], 0.9, 1, 2, True), Tile(paths["blue"], 0.8, 0, 1, False))),
+        Row("second", Tile(paths["blue"], pid=2),
+            tuple(Tile(paths["yellow"], 0.1, "x", "y", j == 11) for j in range(12))),
         Row("third", Tile(paths["lime"], pid=3), (Tile(paths["red"]),)),
     ]  # fmt: skip
     draw_ranked(rows, tmp_path / "ranked.png", title="marks")
