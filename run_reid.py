@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-da
     from reid.evaluate import Scores
     from reid.extract import Embedder
     from reid.gallery import Gallery
+    from reid.model import ReidModel
     from reid.train import Trained
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -60,10 +61,12 @@ def main_job(args: argparse.Namespace) -> None:
         if not weights:
             from reid.train import train
 
-            trained = train(splits.train, config, output, device=args.device)
+            trained = train(splits.train, config, output, name=splits.name, device=args.device)
             weights = trained.path
         embedder = load_embedder(weights, args)
         query, gallery, scores = score(embedder, splits, output, facts)
+        if trained:
+            keep_scores(embedder.model, trained.path, splits, scores)
         build_gallery(output / "gallery", embedder, Path(weights), splits.gallery, gallery)
         report(embedder, splits, scores, query, gallery, output, args, facts, trained)
         print(f"searchable gallery: {output}/gallery\nreport: {output}/report.md")
@@ -78,7 +81,7 @@ def train_command(args: argparse.Namespace) -> None:
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
     with claimed(output, "training", splits, args, config):
         splits = check_images(splits, output, args.skip_bad)
-        print(f"model: {train(splits.train, config, output, device=args.device).path}")
+        print(f"model: {train(splits.train, config, output, name=splits.name, device=args.device).path}")
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
@@ -95,8 +98,6 @@ def evaluate_command(args: argparse.Namespace) -> None:
 
 def index_command(args: argparse.Namespace) -> None:
     """Embeds images into a gallery: a data set's gallery split, or image files and folders."""
-    from reid.gallery import Gallery
-
     if bool(args.images) == bool(args.dataset):
         raise ReidError("index takes either image files and folders, or --dataset NAME")
     samples: Sequence[Sample | Path] = read_data(args).gallery if args.dataset else find_images(args.images)
@@ -105,15 +106,10 @@ def index_command(args: argparse.Namespace) -> None:
     if bad:
         refuse_or_tell(bad, args.skip_bad)
     embedder = load_embedder(args.weights, args)
-    gallery = Gallery.open(args.gallery) if (Path(args.gallery) / "manifest.json").exists() else None
-    if gallery is not None:
-        gallery.check_model(embedder.fingerprint)
-    new = [i for i, path in enumerate(paths) if path not in bad and (gallery is None or path not in gallery)]
-    target = Path(args.gallery)
-    scratch = target.with_name(f".{target.name}-embedding") / "new.npy"  # an interrupted index goes on from here
+    gallery = open_or_create(Path(args.gallery), embedder, Path(args.weights))
+    new = [i for i, path in enumerate(paths) if path not in bad and path not in gallery]
+    scratch = gallery.path.with_name(f".{gallery.path.name}-embedding") / "new.npy"  # an interrupted index goes on here
     vectors = embedder.embed([paths[i] for i in new], save=scratch, progress=True)
-    if gallery is None:
-        gallery = new_gallery(args.gallery, embedder, Path(args.weights))
     chosen = [samples[i] for i in new]
     gallery.add(
         vectors,
@@ -262,20 +258,35 @@ def score(embedder: Embedder, splits: Splits, output: Path, facts: Facts) -> tup
     return parts["query"], parts["gallery"], scores
 
 
-def new_gallery(folder: str | Path, embedder: Embedder, weights: Path) -> Gallery:
+def keep_scores(model: ReidModel, path: Path, splits: Splits, scores: Scores) -> None:
+    """Writes the scores into the card of the model file."""
+    from reid.model import save_model
+
+    keys = ("rank1", "rank5", "rank10", "mAP", "mAP_trapezoid", "mINP")
+    named = {"dataset": splits.name, "official_split": splits.official_split}
+    model.card["scores"] = named | {key: getattr(scores, key) for key in keys}
+    save_model(model, path)
+
+
+def open_or_create(folder: Path, embedder: Embedder, weights: Path) -> Gallery:
+    """The gallery in `folder`, which must be of this model; a new one where there is none."""
     from reid.gallery import Gallery
 
-    model = embedder.model
-    return Gallery.create(folder, dimension=model.dimension, fingerprint=embedder.fingerprint,
-                          input_size=model.input_size, model=weights)  # fmt: skip
+    if (folder / "manifest.json").exists():
+        gallery = Gallery.open(folder)
+        gallery.check_model(embedder.fingerprint)
+        return gallery
+    return Gallery.create(
+        folder,
+        dimension=embedder.dimension,
+        fingerprint=embedder.fingerprint,
+        input_size=embedder.model.input_size,
+        model=weights,
+    )
 
 
 def build_gallery(folder: Path, embedder: Embedder, weights: Path, samples: list[Sample], vectors: np.ndarray) -> None:
-    from reid.gallery import Gallery
-
-    exists = (folder / "manifest.json").exists()
-    gallery = Gallery.open(folder) if exists else new_gallery(folder, embedder, weights)
-    gallery.check_model(embedder.fingerprint)
+    gallery = open_or_create(folder, embedder, weights)
     if not len(gallery):
         gallery.add(vectors, [s.path for s in samples], [s.pid for s in samples], [s.camid for s in samples])
 

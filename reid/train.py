@@ -60,6 +60,7 @@ def train(
     config: Config,
     output: Path,
     *,
+    name: str = "",
     device: str | None = None,
     progress: bool = True,
     stop_after: int | None = None,
@@ -68,11 +69,12 @@ def train(
     `config.holdout`, the best on the identities kept apart.
 
     Beside it: history.jsonl (an entry an epoch), tensorboard/, and, until it is done, checkpoint.safetensors.
+    name: what the model's card calls the data.
     stop_after: ends with Interrupted after that many steps in all, as Ctrl-C does.
     Raises ReidError for a training set that fits no batch, an input too small, a checkpoint of another run, or a
     loss that is no longer finite.
     """
-    run = _Run(samples, config, output, pick_device(device), progress)
+    run = _Run(samples, config, output, name, pick_device(device), progress)
     return run.finished() or run.go(stop_after)
 
 
@@ -80,8 +82,15 @@ class _Run:
     """One training run: its data, model and optimiser, and how far it is."""
 
     def __init__(
-        self, samples: Sequence[Sample], config: Config, output: Path, device: torch.device, progress: bool
+        self,
+        samples: Sequence[Sample],
+        config: Config,
+        output: Path,
+        name: str,
+        device: torch.device,
+        progress: bool,
     ) -> None:
+        self.name = name
         self.config, self.output, self.device, self.progress = config, output, device, progress
         self.model_file, self.checkpoint_file = output / "model.safetensors", output / "checkpoint.safetensors"
         self.history_file = output / "history.jsonl"
@@ -265,7 +274,12 @@ class _Run:
         self.model.card.update(
             run=self.of,
             train_seconds=self.seconds,
-            data={"images": len(self.samples), "identities": len(self.classes), "held_out": self.config.holdout},
+            data={
+                "name": self.name,
+                "images": len(self.samples),
+                "identities": len(self.classes),
+                "held_out": self.config.holdout,
+            },
             step=self.step,
         )
         save_model(self.model, path)

@@ -83,6 +83,14 @@ def test_metrics_equal_the_library_on_the_same_model(run: Path, root: Path) -> N
         assert metrics[key] == pytest.approx(getattr(scores, key), abs=1e-6), key
 
 
+def test_the_model_file_carries_its_card(run: Path) -> None:
+    card = load_model(run / "model.safetensors").card
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert card["scores"]["mAP"] == metrics["mAP"]
+    assert card["data"]["name"] == card["scores"]["dataset"] == "synthetic"
+    assert {"architecture", "input_size", "mean", "std", "num_classes", "recipe", "git_revision"} <= card.keys()
+
+
 def test_scores_through_the_gallery_equal_the_evaluation(run: Path, root: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     splits = datasets.read("synthetic", root)
@@ -336,7 +344,11 @@ def test_a_damaged_gallery_and_another_model(
     vectors = next(copy.glob("vectors-*"))
     vectors.write_bytes(vectors.read_bytes()[:-7])
     assert "damaged" in refused(capsys, "search", copy, query)
-    assert "no gallery" in refused(capsys, "search", tmp_path / "nowhere", query) or True
+    assert str(tmp_path / "nowhere") in refused(capsys, "search", tmp_path / "nowhere", query)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("years of work")
+    words = ["index", query, "--weights", run / "model.safetensors", "--gallery", tmp_path / "mine"]
+    assert "not empty" in refused(capsys, *words)
 
 
 def test_a_full_disk_is_one_line(

@@ -140,7 +140,7 @@ def test_holdout_keeps_identities_apart_and_takes_the_best_on_them(samples: list
     made = train(samples, config, tmp_path, progress=False)
     card = load_model(made.path).card
     assert card["num_classes"] == 6
-    assert card["data"] == {"images": 24, "identities": 6, "held_out": 0.25}
+    assert card["data"] == {"name": "", "images": 24, "identities": 6, "held_out": 0.25}
     best = max(made.history, key=lambda row: row["mAP"])
     assert card["step"] == best["step"]
     trained, watched = training._divide(samples, config)
