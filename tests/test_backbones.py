@@ -95,7 +95,13 @@ def test_gradients_reach_every_parameter(name):
 
 @pytest.mark.parametrize(
     ("name", "million_adds", "million_parameters"),
-    [("scgnet_s", 287.8, 3.80), ("scgnet_l", 2037.3, 13.79), ("mobilenet_v2", 1110, None), ("resnet50", 11880, None)],
+    [
+        ("scgnet_s", 287.8, 3.80),
+        ("scgnet_m", 774.9, 6.53),
+        ("scgnet_l", 2037.3, 13.79),
+        ("mobilenet_v2", 1110, None),
+        ("resnet50", 11880, None),
+    ],
 )
 def test_size_at_384x128(tiny, name, million_adds, million_parameters):
     config = tiny(backbone=name, branches=[[1, 2], [2, 1], [3, 1]], dim=256, height=384, width=128)
