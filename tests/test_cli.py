@@ -64,7 +64,8 @@ def test_main_job_writes_everything(run: Path) -> None:
     assert metrics["dataset"] == "synthetic"
     assert 0 <= metrics["rank1"] <= metrics["rank5"] <= metrics["rank10"] <= 1
     assert metrics["embed_images_per_second"] > 0
-    assert Image.open(run / "ranked.png").size[0] > 500
+    with Image.open(run / "ranked.png") as picture:
+        assert picture.width > 500
     assert "Rank-1" in (run / "report.md").read_text()
     assert yaml.safe_load((run / "config.yaml").read_text())["dim"] == 32
     assert not list(run.rglob("*.partial"))
@@ -180,7 +181,8 @@ def test_index_folders_then_search(
     assert found[0]["path"] == str(mine / "below" / images[3].name)
     assert found[0]["score"] == pytest.approx(1, abs=1e-4)
     assert found[0]["pid"] is None
-    assert Image.open(tmp_path / f"search-{images[3].stem}.png").size[0] > 200
+    with Image.open(tmp_path / f"search-{images[3].stem}.png") as picture:
+        assert picture.width > 200
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "people", f"search-{images[3].stem}.png"]
 
 

@@ -23,7 +23,7 @@ from reid.types import ReidError, Sample
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     "backbone=scgnet_s", "height=64", "width=32", "pad=4", "p=4", "k=2", "epochs=3", "warmup_epochs=1", "lr=0.02",
-    "precision=fp32", "cache=memory", "watch_epochs=1", "dim=16", "triplet=1.0",
+    "precision=fp32", "cache=memory", "watch_epochs=1", "dim=16", "triplet=1.0", "branches=[[1, 2], [2, 1], [3, 1]]",
 ]  # fmt: skip
 
 
