@@ -34,7 +34,7 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
     except FileNotFoundError:
         raise ReidError(f"no image at {path}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ReidError(f"{path} is not a whole image ({error}); --skip-bad leaves such files out") from None
+        raise ReidError(f"{path} is not a whole image ({error}): leave it out, or mend it") from None
 
 
 def read_images(paths: Sequence[str], size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:

@@ -66,7 +66,7 @@ def truncated(path: Path) -> None:
     ("make", "message"),
     [
         (lambda path: None, "no image at .*bad.jpg"),
-        (truncated, "bad.jpg is not a whole image .*--skip-bad"),
+        (truncated, "bad.jpg is not a whole image .*: leave it out, or mend it"),
         (lambda path: path.write_bytes(b""), "bad.jpg is not a whole image"),
         (lambda path: path.write_text("hello"), "bad.jpg is not a whole image"),
         (lambda path: path.mkdir(), "bad.jpg is not a whole image"),
