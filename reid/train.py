@@ -9,6 +9,7 @@ gives, on a CPU, the same weights bit for bit as one that never stopped.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import signal
@@ -187,7 +188,7 @@ class _Run:
         with bar, log:
             for pixels, labels in prefetch(self._make_batch, range(self.step, self.steps)):
                 log.waited(time.monotonic() - last)
-                losses = self._step(pixels, labels, log)
+                self._step(pixels, labels, log)
                 self.step += 1
                 bar.update()
                 ends_epoch = self.step % self.epoch_steps == 0
@@ -196,7 +197,6 @@ class _Run:
                 if ends_epoch or stops or due or self.step % READ_STEPS == 0:
                     total = log.read()
                     bar.set_postfix(loss=f"{total:.3f}", wait=f"{log.wait_share:.0%}", refresh=False)
-                del losses
                 now = time.monotonic()
                 self.seconds += now - last
                 last = now
@@ -211,7 +211,7 @@ class _Run:
                 if stops and self.step < self.steps:
                     raise Interrupted(f"stopped after step {self.step} of {self.steps}")
 
-    def _step(self, pixels: Tensor, labels: Tensor, log: _Log) -> Losses:
+    def _step(self, pixels: Tensor, labels: Tensor, log: _Log) -> None:
         config = self.config
         rate = lr_at(
             self.step,
@@ -238,7 +238,6 @@ class _Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         log.add(rate, losses, heads.before.detach(), heads.logits.detach(), labels)
-        return losses
 
     # ---- watching
 
@@ -507,8 +506,6 @@ def _divide(samples: Sequence[Sample], config: Config) -> tuple[list[Sample], li
 
 
 def _digest(pids: list[int]) -> str:
-    import hashlib
-
     return hashlib.sha256(repr(pids).encode()).hexdigest()[:16]
 
 
