@@ -102,12 +102,15 @@ def index_command(args: argparse.Namespace) -> None:
         raise ReidError("index takes either image files and folders, or --dataset NAME")
     samples: Sequence[Sample | Path] = read_data(args).gallery if args.dataset else find_images(args.images)
     paths = [os.path.abspath(s.path if isinstance(s, Sample) else s) for s in samples]
-    bad = find_bad(paths)
+    embedder = load_embedder(args.weights, args)
+    gallery = open_gallery(Path(args.gallery), embedder)
+    new = [i for i, path in enumerate(paths) if gallery is None or path not in gallery]
+    bad = find_bad(paths[i] for i in new)
     if bad:
         refuse_or_tell(bad, args.skip_bad)
-    embedder = load_embedder(args.weights, args)
-    gallery = open_or_create(Path(args.gallery), embedder, Path(args.weights))
-    new = [i for i, path in enumerate(paths) if path not in bad and path not in gallery]
+        new = [i for i in new if paths[i] not in bad]
+    if gallery is None:
+        gallery = create_gallery(Path(args.gallery), embedder, Path(args.weights))
     scratch = gallery.path.with_name(f".{gallery.path.name}-embedding") / "new.npy"  # an interrupted index goes on here
     vectors = embedder.embed([paths[i] for i in new], save=scratch, progress=True)
     chosen = [samples[i] for i in new]
@@ -268,14 +271,21 @@ def keep_scores(model: ReidModel, path: Path, splits: Splits, scores: Scores) ->
     save_model(model, path)
 
 
-def open_or_create(folder: Path, embedder: Embedder, weights: Path) -> Gallery:
-    """The gallery in `folder`, which must be of this model; a new one where there is none."""
+def open_gallery(folder: Path, embedder: Embedder) -> Gallery | None:
+    """The gallery in `folder`, which must be of this model; None where there is none."""
     from reid.gallery import Gallery
 
-    if (folder / "manifest.json").exists():
-        gallery = Gallery.open(folder)
-        gallery.check_model(embedder.fingerprint)
-        return gallery
+    if not (folder / "manifest.json").exists():
+        return None
+    gallery = Gallery.open(folder)
+    gallery.check_model(embedder.fingerprint)
+    return gallery
+
+
+def create_gallery(folder: Path, embedder: Embedder, weights: Path) -> Gallery:
+    """An empty gallery for this model's vectors, with a copy of the model."""
+    from reid.gallery import Gallery
+
     return Gallery.create(
         folder,
         dimension=embedder.dimension,
@@ -286,7 +296,9 @@ def open_or_create(folder: Path, embedder: Embedder, weights: Path) -> Gallery:
 
 
 def build_gallery(folder: Path, embedder: Embedder, weights: Path, samples: list[Sample], vectors: np.ndarray) -> None:
-    gallery = open_or_create(folder, embedder, weights)
+    gallery = open_gallery(folder, embedder)
+    if gallery is None:
+        gallery = create_gallery(folder, embedder, weights)
     if not len(gallery):
         gallery.add(vectors, [s.path for s in samples], [s.pid for s in samples], [s.camid for s in samples])
 

@@ -261,7 +261,8 @@ def write_source(folder: Path) -> dict[tuple[str, int, int, int], np.ndarray]:
     Returns (variant, pair, person, image) -> (H, W, 3) uint8. Pair 1 has three persons, the others one; image 5 of
     person 2 of pair 1 was never taken.
     """
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     random = np.random.default_rng(0)
     pictures = {}
     with h5py.File(folder / "cuhk-03.mat", "w") as mat:
@@ -288,7 +289,8 @@ def write_source(folder: Path) -> dict[tuple[str, int, int, int], np.ndarray]:
 
 def write_config(folder: Path, variant: str, names: list[str], splits: dict[str, list[int]]) -> None:
     """A split file of the new protocol. Labels number the persons in the order of pairs; positions count from 1."""
-    scipy_io = pytest.importorskip("scipy.io")
+    import scipy.io as scipy_io
+
     persons = sorted({name[:5] for name in names})
     filelist = np.empty((len(names), 1), dtype=object)
     filelist[:, 0] = names
@@ -372,7 +374,8 @@ def test_the_other_variants_folder_is_refused(tmp_path):
 
 @needs_real
 def test_official_counts_equal_the_split_files():
-    scipy_io = pytest.importorskip("scipy.io")
+    import scipy.io as scipy_io
+
     for variant, layout in cuhk03np.LAYOUTS.items():
         config = scipy_io.loadmat(REAL / "cuhk03-np-split" / f"cuhk03_new_protocol_config_{variant}.mat")
         for split, count in layout.official.items():
