@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Person re-identification: train, evaluate, index, search.
+"""Person re-identification: train, evaluate, compare, index, search.
 
     python run_reid.py                                    the main job on people that the program draws itself
     python run_reid.py --dataset market1501 --data-root DIR
-    python run_reid.py COMMAND --help                     train, evaluate, index, search or check-data alone
+    python run_reid.py COMMAND --help                     train, evaluate, compare, index, search, check-data, pretrain
 
 The main job reads and checks a data set, trains by its recipe (configs/), embeds query and gallery, evaluates, builds
 a searchable gallery and writes a report. Interrupted, the same command goes on where it was.
@@ -33,7 +33,7 @@ from reid.files import write_json, write_text
 from reid.types import ReidError, Sample, Splits
 
 if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-data do without
-    from reid.config import Config
+    from reid.config import Config, PretrainConfig
     from reid.evaluate import Scores
     from reid.extract import Embedder
     from reid.gallery import Gallery
@@ -49,20 +49,22 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 def main_job(args: argparse.Namespace) -> None:
     """Data -> training -> embeddings -> scores -> gallery -> report."""
-    splits = read_data(args)
+    with in_turn():
+        splits = read_data(args)
     config = read_recipe(args)
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
-    with claimed(output, "training", splits, args, config) as facts:
+    with claimed(output, run_of("training", splits, args, config), config) as facts:
         if (output / "metrics.json").exists():
             print(f"finished already, nothing to do: {output}/report.md")
             return print((output / "scores.txt").read_text(encoding="utf-8"))
-        splits = check_images(splits, output, args.skip_bad)
         weights, trained = args.weights, None
-        if not weights:
-            from reid.train import train
-
-            trained = train(splits.train, config, output, name=splits.name, device=args.device)
+        if weights:
+            splits = check_images(splits, output, args.skip_bad)
+        else:
+            splits, trained = train_on(splits, config, output, args)
             weights = trained.path
+        if not first_process():
+            return
         embedder = load_embedder(weights, args)
         query, gallery, scores = score(embedder, splits, output, facts)
         if trained:
@@ -74,26 +76,32 @@ def main_job(args: argparse.Namespace) -> None:
 
 def train_command(args: argparse.Namespace) -> None:
     """Trains by a recipe and writes OUTPUT/model.safetensors."""
-    from reid.train import train
-
-    splits = read_data(args)
+    with in_turn():
+        splits = read_data(args)
     config = read_recipe(args)
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
-    with claimed(output, "training", splits, args, config):
-        splits = check_images(splits, output, args.skip_bad)
-        print(f"model: {train(splits.train, config, output, name=splits.name, device=args.device).path}")
+    with claimed(output, run_of("training", splits, args, config), config):
+        print(f"model: {train_on(splits, config, output, args)[1].path}")
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
     """Scores a model on a data set's query and gallery and writes the report."""
     splits = read_data(args)
     output = Path(args.output or f"runs/evaluate-{args.dataset}-{Path(args.weights).stem}")
-    with claimed(output, "evaluate", splits, args) as facts:
+    with claimed(output, run_of("evaluate", splits, args)) as facts:
         splits = check_images(splits, output, args.skip_bad, ("query", "gallery"))
         embedder = load_embedder(args.weights, args)
         query, gallery, scores = score(embedder, splits, output, facts)
         report(embedder, splits, scores, query, gallery, output, args, facts)
         print(f"report: {output}/report.md")
+
+
+def compare_command(args: argparse.Namespace) -> None:
+    """Prints finished runs side by side, with bootstrap intervals and their differences to the first."""
+    from reid.compare import as_markdown, as_text, compare, read_results
+
+    compared = compare(read_results(args.runs), args.baseline)
+    print(as_markdown(compared) if args.markdown else as_text(compared))
 
 
 def index_command(args: argparse.Namespace) -> None:
@@ -160,12 +168,51 @@ def check_data_command(args: argparse.Namespace) -> int:
     return 0 if found.ok else 1
 
 
+def pretrain_command(args: argparse.Namespace) -> None:
+    """Trains a backbone as a classifier on ImageNet, or a folder of its form, and writes OUTPUT/backbone.safetensors.
+
+    DIR holds train/CLASS/ and val/CLASS/ with the images of each class. `train --pretrained FILE` starts from what it
+    writes.
+    """
+    from reid import backbones
+    from reid.pretrain import pretrain, read_folder
+
+    overrides = list(args.set)
+    if args.backbone is not None:
+        overrides.append(f"backbone={args.backbone}")
+    config = recipes.load(args.config or CONFIGS / "imagenet.yaml", overrides, kind=recipes.PretrainConfig)
+    backbones.get(config.backbone)
+    folder = read_folder(args.data_root)
+    output = Path(args.output or f"runs/pretrain-{config.backbone}")
+    run = {"kind": "pretraining", "data_root": folder.root, "data": folder.identity, "recipe": recipes.as_dict(config)}
+    with claimed(output, run, config):
+        made = pretrain(folder, config, output, device=args.device)
+    print(f"backbone: {made.path}, top-1 {made.top1:.1%}, top-5 {made.top5:.1%}")
+
+
 # ---- the steps that commands share
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started: the one that writes and tells."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Of several processes the first does it, then the others, who find what it wrote."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    from reid import distributed
+
+    with distributed.join().first_goes_first():
+        yield
 
 
 def read_data(args: argparse.Namespace, *, warn: bool = True) -> Splits:
     splits = datasets.read(args.dataset, args.data_root)
-    for line in splits.warnings if warn else ():
+    for line in splits.warnings if warn and first_process() else ():
         print(f"warning: {line}", file=sys.stderr)
     return splits
 
@@ -174,6 +221,8 @@ def read_recipe(args: argparse.Namespace) -> Config:
     overrides = list(args.set)
     if args.backbone is not None:
         overrides.append(f"backbone={args.backbone}")
+    if args.pretrained is not None:
+        overrides.append(f"pretrained={json.dumps(args.pretrained)}")
     if args.holdout is not None:
         overrides.append(f"holdout={args.holdout}")
     config = recipes.load(args.config or CONFIGS / f"{args.dataset}.yaml", overrides)
@@ -181,6 +230,15 @@ def read_recipe(args: argparse.Namespace) -> Config:
 
     backbones.get(config.backbone)
     return config
+
+
+def train_on(splits: Splits, config: Config, output: Path, args: argparse.Namespace) -> tuple[Splits, Trained]:
+    """Trains on what can be read of the data, alone or as one of torchrun's processes."""
+    from reid.train import train
+
+    with in_turn():
+        splits = check_images(splits, output, args.skip_bad)
+    return splits, train(splits.train, config, output, name=splits.name, device=args.device)
 
 
 def check_images(
@@ -363,28 +421,34 @@ class Facts:
         write_json(self.file, self.values)
 
 
-@contextlib.contextmanager
-def claimed(
-    output: Path, kind: str, splits: Splits, args: argparse.Namespace, config: Config | None = None
-) -> Iterator[Facts]:
-    """The output folder, this process's alone for now; ReidError where it is of a different run.
-
-    It is the same run where its kind, data, recipe and weights are; then work goes on where it was. `train` and
-    the main job are of one kind: the one goes on where the other ended.
-    """
+def run_of(kind: str, splits: Splits, args: argparse.Namespace, config: Config | None = None) -> dict[str, Any]:
+    """What makes a run on people this one and not another."""
     from reid.data import identity
     from reid.tensors import file_digest
 
-    samples = [*splits.train, *splits.query, *splits.gallery]
-    now: dict[str, Any] = {
+    weights = getattr(args, "weights", None)
+    return {
         "kind": kind,
         "dataset": splits.name,
         "data_root": splits.root,
-        "data": identity([s.path for s in samples]),
+        "data": identity([s.path for s in [*splits.train, *splits.query, *splits.gallery]]),
         "skip_bad": args.skip_bad,
-        "weights": file_digest(args.weights) if getattr(args, "weights", None) else None,
-        "recipe": recipes.as_dict(config) if config and not getattr(args, "weights", None) else None,
+        "weights": file_digest(weights) if weights else None,
+        "recipe": recipes.as_dict(config) if config and not weights else None,
     }
+
+
+@contextlib.contextmanager
+def claimed(output: Path, now: dict[str, Any], config: Config | PretrainConfig | None = None) -> Iterator[Facts]:
+    """The output folder, this process's alone for now; ReidError where it is of a different run.
+
+    It is the same run where its kind, data, recipe and weights are, which `now` says; then work goes on where it was.
+    `train` and the main job are of one kind: the one goes on where the other ended. Of several processes the first one
+    claims it.
+    """
+    if not first_process():
+        yield Facts(output / "run.json", {})
+        return
     if output.exists() and not output.is_dir():
         raise ReidError(f"{output} is a file: give a folder with --output")
     output.mkdir(parents=True, exist_ok=True)
@@ -451,14 +515,20 @@ def add_common(parser: argparse.ArgumentParser, *, images: bool = True) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="the recipe (default: configs/DATASET.yaml)")
+def add_recipe(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--config", metavar="FILE", help=f"the recipe (default: {default})")
     parser.add_argument("--backbone", metavar="NAME", help="scgnet_s, scgnet_m, scgnet_l, mobilenet_v2, "
                         "shufflenet_v2_x1_5, resnet50, osnet_x1_0 or osnet_x0_25 (default: the recipe's)")  # fmt: skip
-    parser.add_argument("--holdout", type=float, metavar="SHARE", help="keep that share of the training identities "
-                        "apart and take the checkpoint that is best on them (default: the recipe's)")  # fmt: skip
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="change values of the recipe; the keys are those of the YAML file")  # fmt: skip
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser, "configs/DATASET.yaml")
+    parser.add_argument("--pretrained", metavar="FILE", help="start from weights of the backbone (pretrain's, or "
+                        "ImageNet's), or from a model of this program")  # fmt: skip
+    parser.add_argument("--holdout", type=float, metavar="SHARE", help="keep that share of the training identities "
+                        "apart and take the checkpoint that is best on them (default: the recipe's)")  # fmt: skip
 
 
 def add_output(parser: argparse.ArgumentParser, default: str) -> None:
@@ -487,6 +557,13 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
 
 
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a copy of its metrics.json")
+    parser.add_argument("--baseline", metavar="NAME", help="the run that the others are held against, by its name in "
+                        "the table: its folder's or file's (default: the first)")  # fmt: skip
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table and the runs' commands")
+
+
 def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, and folders of them")
     add_data(parser)
@@ -511,13 +588,24 @@ def add_check_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
 
 
+def add_pretrain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-root", metavar="DIR", required=True, help="the folder that holds train/ and val/")
+    add_recipe(parser, "configs/imagenet.yaml")
+    add_output(parser, "runs/pretrain-BACKBONE")
+    add_common(parser, images=False)
+
+
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[argparse.ArgumentParser], None]]] = {
     "train": (train_command, add_train),
     "evaluate": (evaluate_command, add_evaluate),
+    "compare": (compare_command, add_compare),
     "index": (index_command, add_index),
     "search": (search_command, add_search),
     "check-data": (check_data_command, add_check_data),
+    "pretrain": (pretrain_command, add_pretrain),
 }
+
+SHARED_BY_PROCESSES = (None, "train", "pretrain")  # under torchrun the other commands run in its first process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -529,10 +617,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
               "or none for the main job", file=sys.stderr)  # fmt: skip
         return 2
     args = build_parser(command).parse_args(words)
+    if not first_process():
+        if command not in SHARED_BY_PROCESSES:
+            return 0
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process runs)
     try:
         return args.function(args) or 0
     except ReidError as error:
-        print(f"error: {error}", file=sys.stderr)
+        where = "" if first_process() else f" (process {os.environ['RANK']})"
+        print(f"error{where}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         full = "; nothing that was whole is lost" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

@@ -21,76 +21,101 @@ from torch import Tensor, nn
 import scgnet
 from reid.types import ReidError
 
-Split = Callable[[int], tuple[nn.Module, nn.Sequential, nn.Sequential]]
+Parts = tuple[nn.Sequential, nn.Sequential]
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """`split(last_stride)` builds a network and gives (the whole of it, its trunk, its tail), on the same tensors."""
+    """A row of the table: how the network is made, and where it is cut."""
 
-    split: Split
+    make: Callable[[int], Any]  # number of classes -> the whole network; 0 leaves its classifier out
+    cut: Callable[[Any, int], Parts]  # network, last stride -> its trunk and its tail
     channels: int  # of the tail's map
     stride: int = 32  # of the tail's map with last_stride 2
 
+    def build(self, num_classes: int) -> nn.Module:
+        """The whole network as a classifier: normalised pixels (B, 3, H, W) -> logits (B, num_classes)."""
+        net: nn.Module = self.make(num_classes)
+        return net
 
-def _scgnet(build: Callable[..., scgnet.SCGNet]) -> Split:
-    def split(last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
-        net = build(num_classes=0, last_stride=last_stride)
-        trunk = nn.Sequential(net.stem, net.stage5, net.stage6[0])
-        return net, trunk, nn.Sequential(*net.stage6[1:], net.stage7, net.conv8)
-
-    return split
-
-
-def _mobilenet_v2(last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
-    net = tv.mobilenet_v2(weights=None)
-    net.classifier = nn.Identity()
-    net.features[14].conv[1][0].stride = (last_stride, last_stride)
-    return net, net.features[:8], net.features[8:]
+    def split(self, last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
+        """A network without its classifier, its trunk and its tail, on the same tensors."""
+        net = self.make(0)
+        return net, *self.cut(net, last_stride)
 
 
-def _shufflenet_v2(last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
-    net = tv.shufflenet_v2_x1_5(weights=None)
-    net.fc = nn.Identity()
-    first = net.stage4[0]
-    for depthwise in (first.branch1[0], first.branch2[3]):  # the block itself stays a down-sampling one
-        depthwise.stride = (last_stride, last_stride)
+def _cut_scgnet(net: Any, last_stride: int) -> Parts:
+    _set_stride(last_stride, net.stage7[0].group1[0], net.stage7[0].skip[0][0])
+    trunk = nn.Sequential(net.stem, net.stage5, net.stage6[0])
+    return trunk, nn.Sequential(*net.stage6[1:], net.stage7, net.conv8)
+
+
+def _cut_mobilenet_v2(net: Any, last_stride: int) -> Parts:
+    _set_stride(last_stride, net.features[14].conv[1][0])
+    return net.features[:8], net.features[8:]
+
+
+def _cut_shufflenet_v2(net: Any, last_stride: int) -> Parts:
+    first = net.stage4[0]  # stays a down-sampling block at stride 1, too
+    _set_stride(last_stride, first.branch1[0], first.branch2[3])
     trunk = nn.Sequential(net.conv1, net.maxpool, net.stage2, net.stage3[0])
-    return net, trunk, nn.Sequential(*net.stage3[1:], net.stage4, net.conv5)
+    return trunk, nn.Sequential(*net.stage3[1:], net.stage4, net.conv5)
 
 
-def _resnet50(last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
-    net = tv.resnet50(weights=None)
-    net.fc = nn.Identity()
-    first = net.layer4[0]
-    for conv in (first.conv2, first.downsample[0]):
-        conv.stride = (last_stride, last_stride)
+def _cut_resnet50(net: Any, last_stride: int) -> Parts:
+    _set_stride(last_stride, net.layer4[0].conv2, net.layer4[0].downsample[0])
     trunk = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3[0])
-    return net, trunk, nn.Sequential(*net.layer3[1:], net.layer4)
+    return trunk, nn.Sequential(*net.layer3[1:], net.layer4)
 
 
-def _osnet(name: str) -> Split:
-    def split(last_stride: int) -> tuple[nn.Module, nn.Sequential, nn.Sequential]:
+def _cut_osnet(net: Any, last_stride: int) -> Parts:
+    # OSNet's own map is at stride 16, the height that MGN's stripes want: last_stride has nothing to change
+    trunk = nn.Sequential(net.conv1, net.maxpool, net.conv2, net.conv3[0])
+    return trunk, nn.Sequential(*net.conv3[1:], net.conv4, net.conv5)
+
+
+def _set_stride(stride: int, *convolutions: Any) -> None:
+    for convolution in convolutions:
+        convolution.stride = (stride, stride)
+
+
+def _torchvision(build: Callable[..., Any], classifier: str) -> Callable[[int], Any]:
+    def make(num_classes: int) -> Any:
+        net = build(weights=None, num_classes=num_classes or 1000)
+        if not num_classes:
+            setattr(net, classifier, nn.Identity())
+        return net
+
+    return make
+
+
+def _osnet(name: str) -> Callable[[int], Any]:
+    def make(num_classes: int) -> Any:
         from reid.torchreid_bridge import osnet
 
-        # OSNet's own map is at stride 16, the height that MGN's stripes want: last_stride has nothing to change
         net: Any = osnet(name)
-        net.fc, net.classifier = nn.Identity(), nn.Identity()
-        trunk = nn.Sequential(net.conv1, net.maxpool, net.conv2, net.conv3[0])
-        return net, trunk, nn.Sequential(*net.conv3[1:], net.conv4, net.conv5)
+        if not num_classes:
+            net.fc, net.classifier = nn.Identity(), nn.Identity()
+            return net
+        net.classifier = nn.Linear(net.feature_dim, num_classes)
+        nn.init.normal_(net.classifier.weight, 0.0, 0.01)  # torchreid's own
+        nn.init.zeros_(net.classifier.bias)
+        # in evaluation mode torchreid's networks give the features
+        net.register_forward_hook(lambda net, _, output: output if net.training else net.classifier(output))
+        return net
 
-    return split
+    return make
 
 
 BACKBONES: dict[str, Backbone] = {
-    "scgnet_s": Backbone(_scgnet(scgnet.scgnet_s), 1024),
-    "scgnet_m": Backbone(_scgnet(scgnet.scgnet_m), 1024),
-    "scgnet_l": Backbone(_scgnet(scgnet.scgnet_l), 1024),
-    "mobilenet_v2": Backbone(_mobilenet_v2, 1280),
-    "shufflenet_v2_x1_5": Backbone(_shufflenet_v2, 1024),
-    "resnet50": Backbone(_resnet50, 2048),
-    "osnet_x1_0": Backbone(_osnet("osnet_x1_0"), 512, stride=16),
-    "osnet_x0_25": Backbone(_osnet("osnet_x0_25"), 128, stride=16),
+    "scgnet_s": Backbone(scgnet.scgnet_s, _cut_scgnet, 1024),
+    "scgnet_m": Backbone(scgnet.scgnet_m, _cut_scgnet, 1024),
+    "scgnet_l": Backbone(scgnet.scgnet_l, _cut_scgnet, 1024),
+    "mobilenet_v2": Backbone(_torchvision(tv.mobilenet_v2, "classifier"), _cut_mobilenet_v2, 1280),
+    "shufflenet_v2_x1_5": Backbone(_torchvision(tv.shufflenet_v2_x1_5, "fc"), _cut_shufflenet_v2, 1024),
+    "resnet50": Backbone(_torchvision(tv.resnet50, "fc"), _cut_resnet50, 2048),
+    "osnet_x1_0": Backbone(_osnet("osnet_x1_0"), _cut_osnet, 512, stride=16),
+    "osnet_x0_25": Backbone(_osnet("osnet_x0_25"), _cut_osnet, 128, stride=16),
 }
 
 

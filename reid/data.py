@@ -93,31 +93,54 @@ def _free_memory() -> int:
 
 
 def augment(
-    images: Sequence[np.ndarray], rng: np.random.Generator, *, pad: int, flip: float, erase: float, fill: Sequence[int]
+    images: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    *,
+    pad: int,
+    flip: float,
+    erase: float,
+    jitter: float = 0.0,
+    fill: Sequence[int],
+    part: slice = slice(None),
 ) -> np.ndarray:
-    """Zero-pad and random crop, mirror, random erasing. (H, W, 3) uint8 each -> (B, H, W, 3) uint8.
+    """Zero-pad and random crop, mirror, colour jitter, random erasing. (H, W, 3) uint8 each -> (B, H, W, 3) uint8.
 
     pad: pixels. flip, erase: probabilities. fill: RGB of an erased box: the mean, which normalisation makes zero.
     Erasing: Zhong et al. 2020, area 0.02-0.4 of the image, aspect 0.3-3.33, up to 100 tries to place the box.
+    jitter: brightness, contrast, saturation and each of the three colours are scaled by 1 +- up to so much.
+    part: the images to make; what is random is drawn for all of them, so that processes which share a batch agree.
     """
     height, width = images[0].shape[:2]
     count = len(images)
-    batch = np.zeros((count, height, width, 3), np.uint8)
     shifts = rng.integers(-pad, pad + 1, (count, 2))
     mirrored = rng.random(count) < flip
     erased = rng.random(count) < erase
-    for out, image, (dy, dx), mirror, hit in zip(batch, images, shifts, mirrored, erased, strict=True):
-        whole = image[:, ::-1] if mirror else image
+    scales = rng.uniform(1 - jitter, 1 + jitter, (count, 6)) if jitter else None
+    boxes = [erasing_box(height, width, rng) if hit else None for hit in erased]
+    chosen = range(count)[part]
+    batch = np.zeros((len(chosen), height, width, 3), np.uint8)
+    for out, i in zip(batch, chosen, strict=True):
+        whole = images[i][:, ::-1] if mirrored[i] else images[i]
+        dy, dx = shifts[i]
         # rows and columns of the image that the window shows, and where; none where it is moved beyond the image
         source = whole[max(0, dy) : max(0, height + min(0, dy)), max(0, dx) : max(0, width + min(0, dx))]
         target = out[max(0, -dy) : max(0, height - max(0, dy)), max(0, -dx) : max(0, width - max(0, dx))]
-        target[:] = source
-        if hit:
-            box = erasing_box(height, width, rng)
-            if box is not None:
-                top, left, h, w = box
-                out[top : top + h, left : left + w] = fill
+        target[:] = source if scales is None else jittered(source, scales[i])
+        if (box := boxes[i]) is not None:
+            top, left, h, w = box
+            out[top : top + h, left : left + w] = fill
     return batch
+
+
+def jittered(image: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """RGB uint8 (H, W, 3) with its brightness, contrast and saturation and its red, green and blue scaled by (6,)."""
+    brightness, contrast, saturation = scales[:3]
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * luma  # of row vectors: out = rgb @ matrix.T
+    matrix = (brightness * contrast * scales[3:, None] * matrix).astype(np.float32)
+    mean = image.reshape(-1, 3).mean(0, dtype=np.float32) @ luma
+    offset = (brightness * (1 - contrast) * mean * scales[3:]).astype(np.float32)
+    return (image.astype(np.float32) @ matrix.T + offset).clip(0, 255).round().astype(np.uint8)
 
 
 def erasing_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:

@@ -45,6 +45,8 @@ class Scores:
     num_query_without_match: int
     cmc: np.ndarray  # (min(50, gallery without junk),) float64: cmc[k - 1] is Rank-k
     average_precision: np.ndarray  # (Q,) float64, step; NaN where the query has no match
+    trapezoid: np.ndarray  # (Q,) float64, average precision of the official scripts; NaN likewise
+    inverse_penalty: np.ndarray  # (Q,) float64, hits / rank of the last hit; NaN likewise
     first_rank: np.ndarray  # (Q,) int64, rank of the first hit, counted from 1; -1 where the query has no match
     valid: np.ndarray  # (Q,) bool: the query has a match
 
@@ -136,6 +138,8 @@ def evaluate(
         num_query_without_match=int(num_query - valid.sum()),
         cmc=np.array([(first <= k).mean() for k in range(1, min(_MAX_RANK, num_ranked) + 1)]),
         average_precision=average_precision,
+        trapezoid=trapezoid,
+        inverse_penalty=inverse_penalty,
         first_rank=first_rank,
         valid=valid,
     )

@@ -50,6 +50,12 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_partial(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed processes left half-written in a folder that is this process's alone."""
+    for leftover in Path(folder).glob(".*.partial"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

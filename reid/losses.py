@@ -1,40 +1,82 @@
-"""What training minimises: mean of the softmax terms + weight x mean of the batch-hard triplet terms.
+"""What training minimises: mean of the softmax terms + weighted means of the triplet, center and distillation terms.
 
 All heads in one go: their features and logits come stacked, (B, F, ...).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgn import Heads
 
-
-class Losses(NamedTuple):
-    """Every term by head, in float32; `total` is what is minimised."""
-
-    total: Tensor  # ()
-    softmax: Tensor  # (F,)
-    triplet: Tensor  # (G,) of the G global features
+CIRCLE_MARGIN, CIRCLE_SCALE = 0.25, 64.0  # Sun et al. 2020, section 4.1
 
 
-def reid_losses(
-    heads: Heads, labels: Tensor, *, global_features: list[int], smoothing: float, margin: float, triplet: float
-) -> Losses:
-    """heads of B images, labels (B,) in [0, num_classes). Softmax on every feature, triplet on the global ones,
-    before the neck (MGN section 3; BagOfTricks section 3.5)."""
-    if heads.logits is None:
-        raise ValueError("a model without classes cannot be trained: num_classes is 0")
-    softmax = softmax_losses(heads.logits.float(), labels, smoothing)
-    if triplet:
-        hard = batch_hard_triplet(heads.before[:, global_features].float(), labels, margin)
-    else:
-        hard = softmax.new_zeros(len(global_features))
-    return Losses(softmax.mean() + triplet * hard.mean(), softmax, hard)
+class ReidLoss(nn.Module):
+    """Every term of a recipe. Softmax on each feature, triplet, circle and center on the global ones, distillation on
+    each (MGN section 3; BagOfTricks section 3.5: the triplet stands before the neck, the softmax after it).
+
+    The weights are those of `reid.config`; a term of weight 0 is left out.
+    """
+
+    def __init__(
+        self,
+        global_features: list[int],
+        classes: int,
+        dim: int,
+        *,
+        smoothing: float,
+        margin: float,
+        triplet: float = 0.0,
+        triplet_after: bool = False,
+        circle: float = 0.0,
+        center: float = 0.0,
+        distill: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.global_features, self.smoothing, self.margin = global_features, smoothing, margin
+        self.triplet_after = triplet_after
+        self.weights = {"triplet": triplet, "circle": circle, "center": center, "distill": distill}
+        self.center = CenterLoss(classes, len(global_features), dim) if center else None
+
+    def forward(
+        self,
+        heads: Heads,
+        labels: Tensor,
+        *,
+        taught: Tensor | None = None,
+        with_triplet: bool = True,
+        gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(what is minimised (), every term by head in float32: (F,) or, of global features, (G,)).
+
+        heads of B images, labels (B,) in [0, classes). taught: the teacher's features after the neck, (B, F, D).
+        with_triplet: False counts the triplet term as 0. gather: rows of this process -> those of all; the terms that
+        compare images with each other see them all.
+        """
+        if heads.logits is None:
+            raise ValueError("a model without classes cannot be trained: num_classes is 0")
+        terms = {"softmax": softmax_losses(heads.logits.float(), labels, self.smoothing)}
+        if self.weights["triplet"] or self.weights["circle"] or self.center:
+            everyone = gather(labels)
+            before, after = (gather(x[:, self.global_features].float()) for x in (heads.before, heads.after))
+        if self.weights["triplet"]:
+            compared = F.normalize(after, dim=2) if self.triplet_after else before
+            terms["triplet"] = batch_hard_triplet(compared, everyone, self.margin) * float(with_triplet)
+        if self.weights["circle"]:
+            terms["circle"] = circle_losses(after, everyone, CIRCLE_MARGIN, CIRCLE_SCALE)
+        if self.center:
+            terms["center"] = self.center(before, everyone)
+            if self.training:
+                self.center.follow(before.detach(), everyone)
+        if taught is not None:
+            terms["distill"] = distillation_losses(heads.after.float(), taught.float())
+        weighted = [self.weights.get(name, 1.0) * values.mean() for name, values in terms.items()]
+        return torch.stack(weighted).sum(), terms
 
 
 def softmax_losses(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -52,7 +94,7 @@ def softmax_losses(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float) -> Tensor:
     """Farthest positive against nearest negative, of each image, mean over the batch. (B, G, D), (B,) -> (G,).
 
-    Euclidean distances of unnormalised features; margin 0 is the soft margin, log(1 + exp(positive - negative)).
+    Euclidean distances; margin 0 is the soft margin, log(1 + exp(positive - negative)).
     Hermans et al. 2017, equation 5. Every identity needs two images in the batch, every batch two identities.
     """
     x = features.transpose(0, 1)  # (G, B, D)
@@ -64,3 +106,51 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float) -> Tenso
     negative = distances.masked_fill(same, torch.inf).amin(2)
     gap = positive - negative
     return (F.relu(gap + margin) if margin else F.softplus(gap)).mean(1)
+
+
+def circle_losses(features: Tensor, labels: Tensor, margin: float, scale: float) -> Tensor:
+    """Circle loss of each image against all others of the batch, mean over the batch. (B, G, D), (B,) -> (G,).
+
+    Cosine similarities; Sun et al. 2020, equation 6 with its self-paced weights: optimum 1 + margin for the same
+    person and -margin for another, decision bounds 1 - margin and margin. `scale` is the paper's gamma.
+    """
+    x = F.normalize(features, dim=2).transpose(0, 1)  # (G, B, D)
+    similarity = x @ x.transpose(1, 2)
+    same = labels[:, None] == labels[None, :]
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    away = F.relu(1 + margin - similarity.detach()) * (1 - margin - similarity)
+    near = F.relu(similarity.detach() + margin) * (similarity - margin)
+    positive = (scale * away).masked_fill(~same | itself, -torch.inf).logsumexp(2)
+    negative = (scale * near).masked_fill(same, -torch.inf).logsumexp(2)
+    return F.softplus(positive + negative).mean(1)
+
+
+class CenterLoss(nn.Module):
+    """Half the squared distance of each feature to the centre of its identity, mean over the batch.
+
+    Wen et al. 2016, equation 2. The centres follow by their own SGD (BagOfTricks section 3.6: rate 0.5), whatever the
+    weight of the loss; they are a buffer, to be kept with a checkpoint.
+    """
+
+    centers: Tensor
+
+    def __init__(self, classes: int, features: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("centers", torch.zeros(classes, features, dim))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """(B, G, D), (B,) -> (G,)."""
+        return (features - self.centers[labels]).square().sum(2).mean(0) / 2
+
+    @torch.no_grad()
+    def follow(self, features: Tensor, labels: Tensor, rate: float = 0.5) -> None:
+        """Moves the centres of the batch towards its features, by equation 4 of the source."""
+        ones = torch.ones(len(labels), device=labels.device)
+        count = torch.zeros(len(self.centers), device=labels.device).index_add_(0, labels, ones)
+        towards = torch.zeros_like(self.centers).index_add_(0, labels, features - self.centers[labels])
+        self.centers += rate * towards / (1 + count)[:, None, None]
+
+
+def distillation_losses(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cosine of a feature and the teacher's of the same image, mean over the batch. (B, F, D) twice -> (F,)."""
+    return 1 - F.cosine_similarity(student, teacher, dim=2).mean(0)

@@ -79,6 +79,14 @@ class ReidModel(nn.Module):
         described.update(tensors.digest(_without_classifier(self.state_dict())).encode())
         return described.hexdigest()[:16]
 
+    def start_from(self, other: ReidModel, name: str) -> None:
+        """Takes over every weight but the classifier's. ReidError, which calls it `name`, where the shapes differ."""
+        mine, theirs = (m.card["architecture"] for m in (self, other))
+        if mine != theirs:
+            told = ", ".join(f"{key} {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key])
+            raise ReidError(f"{name} is a model of another architecture ({told})")
+        self.load_state_dict(_without_classifier(other.state_dict()), strict=False)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """RGB (B, 3, H, W), uint8 or [0, 1] -> zero mean, unit variance by the card."""
         scale = self.std * (255 if pixels.dtype == torch.uint8 else 1)
@@ -145,6 +153,11 @@ def save_model(model: ReidModel, path: str | Path, *, classifier: bool = True) -
     if not classifier:
         state, card["num_classes"] = _without_classifier(state), 0
     tensors.write(path, "model", state, {**card, "fingerprint": model.fingerprint})
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether a file is a model of this program, rather than weights of a backbone."""
+    return tensors.kind(path) == "model"
 
 
 def load_model(path: str | Path) -> ReidModel:

@@ -279,9 +279,9 @@ def _save(image: Image.Image, output: str | os.PathLike[str]) -> None:
 def draw_curves(history: Sequence[dict[str, Any]], output: str | os.PathLike[str]) -> None:
     """Writes a PNG of a training: loss and its parts, learning rate, and each head's accuracy, Rank-1 and spread.
 
-    `history` has one dict an epoch, at least one: epoch, lr, loss, softmax, triplet; rank1 of all heads together; and
-    heads, a list of name, accuracy, rank1 and spread. accuracy and rank1 are fractions in [0, 1], rank1 None where it
-    was not measured; spread is in [0, 1].
+    `history` has one dict an epoch, at least one: epoch, lr, loss; losses, its parts by name; rank1 of all heads
+    together; and heads, a list of name, accuracy, rank1 and spread. accuracy and rank1 are fractions in [0, 1], rank1
+    None where it was not measured; spread is in [0, 1].
     """
     from matplotlib.figure import Figure  # lazily: slow to import; Figure without pyplot draws by Agg, with no display
 
@@ -289,8 +289,9 @@ def draw_curves(history: Sequence[dict[str, Any]], output: str | os.PathLike[str
     marker = "o" if len(history) == 1 else None
     figure = Figure(figsize=(12, 9.6), layout="constrained")
     axes = figure.subplots(3, 2).ravel()
-    for part, colour in (("loss", "black"), ("softmax", "tab:blue"), ("triplet", "tab:orange")):
-        axes[0].plot(epochs, [entry[part] for entry in history], color=colour, marker=marker, label=part)
+    axes[0].plot(epochs, [entry["loss"] for entry in history], color="black", marker=marker, label="loss")
+    for part in history[0]["losses"]:
+        axes[0].plot(epochs, [entry["losses"][part] for entry in history], marker=marker, label=part)
     axes[0].set(title="Loss", ylabel="loss, mean over the epoch")
     axes[0].legend(frameon=False)
     axes[1].plot(epochs, [entry["lr"] for entry in history], color="black", marker=marker)

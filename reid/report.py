@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import math
 import platform
 import statistics
@@ -15,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reid.evaluate import Scores
-from reid.files import write_json, write_text
+from reid.files import write_text
 from reid.pictures import choose_queries, draw_curves, draw_ranked, ranked_rows
+from reid.tables import markdown_table
 from reid.types import DISTRACTOR, JUNK, Sample, Splits
 
 
@@ -125,12 +128,28 @@ def write_report(
         draw_curves(history, output / "curves.png")
     text = report_text(splits, scores, run, history)
     write_text(output / "report.md", text.encode("utf-8", "backslashreplace").decode())  # paths may hold any bytes
-    write_json(output / "metrics.json", metrics(splits, scores, run))
+    write_text(output / "metrics.json", metrics_text(metrics(splits, scores, run, history)))
 
 
-def metrics(splits: Splits, scores: Scores, run: RunFacts) -> dict[str, Any]:
-    """The figures of metrics.json: fractions in [0, 1], unrounded; seconds; images a second."""
+def metrics(
+    splits: Splits, scores: Scores, run: RunFacts, history: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The values of metrics.json, which `reid.compare` reads; the file stands alone, without the run's folder.
+
+    Scores are fractions in [0, 1], unrounded; seconds; images a second. image_passes counts the images that training
+    saw, the "images" of the last epoch in `history`: 0 of an empty history, None without one. "queries" holds a list
+    a key over the Q queries in their order, fractions rounded to 6 digits to keep the file small, None where the query
+    has no match; first_rank counts from 1. "images" names the query and gallery images, whatever folder they lie in
+    (see `images_digest`).
+    """
+    found = scores.valid.tolist()
+
+    def rounded(values: np.ndarray) -> list[float | None]:
+        return [round(value, 6) if has else None for value, has in zip(values.tolist(), found, strict=True)]
+
+    passes = history[-1]["images"] if history else 0
     return {
+        "command": run.command,
         "dataset": splits.name,
         "official_split": splits.official_split,
         "rank1": float(scores.rank1),
@@ -142,6 +161,7 @@ def metrics(splits: Splits, scores: Scores, run: RunFacts) -> dict[str, Any]:
         "num_query": int(scores.num_query),
         "num_gallery": int(scores.num_gallery),
         "num_query_without_match": int(scores.num_query_without_match),
+        "image_passes": None if history is None else passes,
         "train_seconds": run.train_seconds,
         "embed_images_per_second": run.embed_images_per_second,
         "backbone": run.backbone,
@@ -150,7 +170,35 @@ def metrics(splits: Splits, scores: Scores, run: RunFacts) -> dict[str, Any]:
         "multiply_adds": run.multiply_adds,
         "fingerprint": run.fingerprint,
         "git_revision": run.git_revision,
+        "recipe": dict(run.recipe),
+        "images": {"query": images_digest(splits.query), "gallery": images_digest(splits.gallery)},
+        "queries": {
+            "pid": [int(sample.pid) for sample in splits.query],
+            "camid": [int(sample.camid) for sample in splits.query],
+            "average_precision": rounded(scores.average_precision),
+            "trapezoid": rounded(scores.trapezoid),
+            "inverse_penalty": rounded(scores.inverse_penalty),
+            "first_rank": [rank if rank > 0 else None for rank in scores.first_rank.tolist()],
+        },
     }
+
+
+def metrics_text(values: Mapping[str, Any]) -> str:
+    """JSON with a line a key, so that the lists of "queries" take a line each. Ends in a newline."""
+
+    def write(value: Any, margin: str) -> str:
+        if not isinstance(value, Mapping):
+            return json.dumps(value)  # ASCII: a command line may hold any bytes
+        lines = [f"{margin}{json.dumps(key)}: {write(inner, margin + '  ')}" for key, inner in value.items()]
+        return "\n".join(["{", ",\n".join(lines), margin[2:] + "}"])
+
+    return write(values, "  ") + "\n"
+
+
+def images_digest(samples: Sequence[Sample]) -> str:
+    """16 hex digits of the samples in their order: of their pids, camids and the names of their files, not folders."""
+    named = [[Path(sample.path).name, int(sample.pid), int(sample.camid)] for sample in samples]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
 
 def summary_table(splits: Splits, scores: Scores, run_name: str = "this run") -> str:
@@ -213,7 +261,7 @@ def _scores(scores: Scores) -> list[str]:
         "- mINP is the mean of hits / rank of the last hit.",
     )
     note = f"In percent, {_queries(scores)}; exact cosine similarity, no re-ranking."
-    return ["## Scores", _table(header, [[_percent(value) for value in values]]), note, "\n".join(rules)]
+    return ["## Scores", markdown_table(header, [[_percent(value) for value in values]]), note, "\n".join(rules)]
 
 
 def _published(splits: Splits, scores: Scores, run: RunFacts) -> list[str]:
@@ -225,7 +273,10 @@ def _published(splits: Splits, scores: Scores, run: RunFacts) -> list[str]:
     rows = [[name, network, f"**{_percent(scores.rank1)}**", f"**{_percent(scores.mAP)}**", "step", ""]]
     rows += [[name, network, f"**{_percent(scores.rank1)}**", f"**{_percent(scores.mAP_trapezoid)}**", "trapezoid", ""]]
     rows += [[p.method, p.backbone, _digits(p.rank1), _digits(p.mAP), p.rule, p.source] for p in published]
-    return ["## Beside published figures", _table(("method", "backbone", "Rank-1", "mAP", "mAP rule", "source"), rows)]
+    return [
+        "## Beside published figures",
+        markdown_table(("method", "backbone", "Rank-1", "mAP", "mAP rule", "source"), rows),
+    ]
 
 
 def _training(run: RunFacts, history: Sequence[dict[str, Any]] | None) -> list[str]:
@@ -240,12 +291,12 @@ def _training(run: RunFacts, history: Sequence[dict[str, Any]] | None) -> list[s
         speed = statistics.median(entry["images_per_second"] for entry in history)
         wait = statistics.median(entry["data_wait"] for entry in history)
         rows.append(["speed, median epoch", f"{speed:,.0f} images a second, {wait:.1%} of the time waiting for data"])
-        parts = f"softmax {last['softmax']:.3f}, triplet {last['triplet']:.3f}"
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in last["losses"].items())
         rows.append(["loss, last epoch", f"{last['loss']:.3f} ({parts})"])
     main = [f"{key} {run.recipe[key]}" for key in MAIN_KEYS if run.recipe.get(key) not in (None, "")]
     if main:
         rows.append(["recipe", ", ".join(main) + " (all of it: config.yaml)"])
-    section = ["## Training", _table(("", ""), rows) if rows else "Nothing is known of the training."]
+    section = ["## Training", markdown_table(("", ""), rows) if rows else "Nothing is known of the training."]
     if history:
         section.append("![Loss, learning rate, and each head's accuracy, Rank-1 and spread](curves.png)")
         section.append(_heads(history, "held-out" if run.recipe.get("holdout") else "training"))
@@ -265,7 +316,7 @@ def _heads(history: Sequence[dict[str, Any]], watched: str) -> str:
     ]
     rows.append(["all together", "", "", _percent(together[-1] if together else None)])
     names = ("head", "accuracy on training images (%)", "spread", f"Rank-1 alone, {watched} identities (%)")
-    return _table(names, rows) + "\n\nA spread near 0 is a head that has collapsed to a constant."
+    return markdown_table(names, rows) + "\n\nA spread near 0 is a head that has collapsed to a constant."
 
 
 def _model(run: RunFacts) -> str:
@@ -274,12 +325,12 @@ def _model(run: RunFacts) -> str:
         rows.append(["multiply-adds an image", f"{run.multiply_adds:,}"])
     rows.append(["embedding speed", f"{run.embed_images_per_second:,.1f} images a second"])
     rows.append(["fingerprint of the weights", f"`{run.fingerprint}`"])
-    return _table(("", ""), rows)
+    return markdown_table(("", ""), rows)
 
 
 def _data(splits: Splits) -> str:
     rows = [[name, *_counts(getattr(splits, name))] for name in ("train", "query", "gallery")]
-    return _table(("", "images", "people", "cameras", "distractors", "junk"), rows)
+    return markdown_table(("", "images", "people", "cameras", "distractors", "junk"), rows)
 
 
 def _counts(samples: Sequence[Sample]) -> list[str]:
@@ -330,8 +381,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -48,6 +48,15 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], text: Mapp
             raise ReidError(f"{path} cannot be written ({error}); what stood there is as it was") from None
 
 
+def kind(path: str | Path) -> str | None:
+    """What kind of file of this program that is; None for any other file, and where there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("kind")
+    except (OSError, SafetensorError):
+        return None
+
+
 def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors on the CPU, text) of a file of `kind`. ReidError where it is missing, damaged or something else."""
     path = Path(path)

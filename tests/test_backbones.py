@@ -65,6 +65,37 @@ def test_last_stride_1_doubles_the_map(name):
     assert 192 // backbone.stride == low[0]
 
 
+def test_a_cut_scgnet_is_the_one_built_with_that_stride():
+    whole, trunk, tail = BACKBONES["scgnet_s"].split(1)
+    settle(whole.eval())
+    original = scgnet.scgnet_s(num_classes=0, last_stride=1).eval()
+    original.load_state_dict(whole.state_dict())
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(tail(trunk(x)), original.stages(x).conv8)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_whole_network_classifies_in_both_modes_and_its_tensors_start_the_cut_one(tmp_path, name):
+    torch.manual_seed(0)
+    net = BACKBONES[name].build(7)
+    settle(net)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert net.train()(x).shape == net.eval()(x).shape == (2, 7)
+        assert net(x).std() > 0
+    save_file(net.state_dict(), tmp_path / "whole.safetensors")
+    weights, told = read_pretrained(name, tmp_path / "whole.safetensors")
+    assert "matched by name" in told
+    whole, _, _ = BACKBONES[name].split(2)
+    whole.load_state_dict(weights)
+    given = net.state_dict()
+    wrong = [key for key, value in whole.state_dict().items() if not torch.equal(value, given[key])]
+    assert all(key.endswith("num_batches_tracked") for key in wrong)  # which nothing uses
+    left_out = given.keys() - whole.state_dict().keys()
+    assert left_out and all(key.partition(".")[0] in ("classifier", "fc") for key in left_out)
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_head_fits_every_backbone(name):
     source = Source(name)

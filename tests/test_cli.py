@@ -160,6 +160,24 @@ def test_train_alone_gives_the_same_model(run: Path, root: Path, tmp_path: Path)
     assert load_model(tmp_path / "t/model.safetensors").fingerprint == load_model(run / "model.safetensors").fingerprint
 
 
+def test_compare_runs_and_kept_results(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "before.json"
+    shutil.copy(run / "metrics.json", kept)
+    assert run_reid.main(["compare", str(run), str(kept)]) == 0
+    said = capsys.readouterr().out
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert f"{100 * metrics['rank1']:.1f} [" in said and f"{100 * metrics['mAP']:.1f} [" in said
+    assert said.count("+0.0 [+0.0, +0.0]") == 2
+    assert run_reid.main(["compare", str(run), str(kept), "--baseline", "before", "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| run | backbone | input | image passes | minutes | Rank-1 |")
+    assert lines[2].startswith("| run | scgnet_s | 64x32 |") and lines[2].endswith("| +0.0 [+0.0, +0.0] |")
+    assert lines[3].startswith("| before | scgnet_s | 64x32 |") and lines[3].endswith("| baseline |")
+    assert f"    {metrics['command']}" in lines
+    assert "no run is named 'x'" in refused(capsys, "compare", run, "--baseline", "x")
+    assert "no result at" in refused(capsys, "compare", run, tmp_path)
+
+
 def test_index_folders_then_search(
     run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

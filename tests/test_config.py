@@ -8,29 +8,34 @@ import pytest
 import yaml
 
 from reid import config as recipes
-from reid.config import FIELDS, Config
+from reid.config import Config, PretrainConfig
 from reid.types import ReidError
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 ONE = ROOT / "configs" / "synthetic.yaml"
+IMAGENET = ROOT / "configs" / "imagenet.yaml"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_project_loads_and_comes_back(tmp_path, path):
-    config = recipes.load(path)
+    kind = PretrainConfig if path == IMAGENET else Config
+    config = recipes.load(path, kind=kind)
+    assert type(config) is kind
     (tmp_path / "again.yaml").write_text(recipes.dump(config))
-    assert recipes.load(tmp_path / "again.yaml") == config
-    assert recipes.from_dict(recipes.as_dict(config), "a checkpoint") == config
-    assert list(yaml.safe_load(path.read_text())) == list(FIELDS), "the keys stand in the order of the dataclass"
+    assert recipes.load(tmp_path / "again.yaml", kind=kind) == config
+    assert recipes.from_dict(kind, recipes.as_dict(config), "a checkpoint") == config
+    keys = [field.name for field in dataclasses.fields(kind)]
+    assert list(yaml.safe_load(path.read_text())) == keys, "the keys stand in the order of the dataclass"
 
 
-def test_every_value_keeps_its_type():
-    config = recipes.load(ONE, ["lr=1", "lr_start=1e-4", "weight_decay=0.00001"])
-    for field in dataclasses.fields(Config):
+@pytest.mark.parametrize("kind", [Config, PretrainConfig])
+def test_every_value_keeps_its_type(kind):
+    config = recipes.load(IMAGENET if kind is PretrainConfig else ONE, ["lr=1", "weight_decay=1e-5"], kind=kind)
+    for field in dataclasses.fields(kind):
         value = getattr(config, field.name)
         assert type(value) is {"str": str, "int": int, "float": float, "bool": bool}.get(field.type, list), field.name
-    assert (config.lr, config.lr_start, config.weight_decay) == (1.0, 1e-4, 1e-5)
+    assert (config.lr, config.weight_decay) == (1.0, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -136,3 +141,33 @@ def test_a_wrong_recipe_is_one_line(tmp_path, text, message):
     with pytest.raises(ReidError, match=message) as caught:
         recipes.load(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("p=16", r"--set: unknown key 'p'; the keys are backbone, size, .*, seed"),
+        ("batch=8.5", r"batch must be of type int, not 8.5"),
+        ("batch=1", r"batch must be at least 2"),
+        ("epochs=0", r"epochs must be at least 1"),
+        ("size=16", r"size must be at least 32"),
+        ("resize=200", r"resize must be at least the size, 224, not 200"),
+        ("scale=0", r"scale must be above 0 and at most 1"),
+        ("jitter=1", r"jitter must be in \[0, 1\)"),
+        ("smoothing=-0.1", r"smoothing must be in \[0, 1\]"),
+        ("momentum=1", r"momentum must be above 0 and below 1"),
+        ("workers=-1", r"workers must be at least 0"),
+        ("precision=int8", r"precision must be auto, fp32, bf16 or fp16"),
+    ],
+)
+def test_a_wrong_override_of_the_other_kind_is_one_line(override, message):
+    with pytest.raises(ReidError, match=message) as caught:
+        recipes.load(IMAGENET, [override], kind=PretrainConfig)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_of_one_kind_is_not_taken_for_the_other():
+    with pytest.raises(ReidError, match="imagenet.yaml: unknown key 'size'"):
+        recipes.load(IMAGENET)
+    with pytest.raises(ReidError, match="synthetic.yaml: unknown key 'pretrained'"):
+        recipes.load(ONE, kind=PretrainConfig)

@@ -108,14 +108,16 @@ def test_equals_plain_loops(ties: bool) -> None:
         assert scores.mAP_trapezoid == pytest.approx(np.mean([trapezoid_ap(right) for right in valid]), abs=1e-12)
         assert scores.mINP == pytest.approx(np.mean([inverse_negative_penalty(right) for right in valid]), abs=1e-12)
         for q, right in enumerate(rankings):
+            found = [scores.average_precision[q], scores.trapezoid[q], scores.inverse_penalty[q]]
             if any(right):
-                assert scores.average_precision[q] == pytest.approx(step_ap(right), abs=1e-12)
+                expected = [step_ap(right), trapezoid_ap(right), inverse_negative_penalty(right)]
+                assert found == pytest.approx(expected, abs=1e-12)
             else:
-                assert np.isnan(scores.average_precision[q])
+                assert np.isnan(found).all()
         assert len(scores.cmc) == min(50, np.count_nonzero(case[3] != JUNK))
         for k in (1, 5, 10):
-            expected = np.mean([any(right[:k]) for right in valid])
-            assert scores.cmc[k - 1] == pytest.approx(expected, abs=1e-12)
+            share = np.mean([any(right[:k]) for right in valid])
+            assert scores.cmc[k - 1] == pytest.approx(share, abs=1e-12)
             assert getattr(scores, f"rank{k}") == scores.cmc[k - 1]
         cases_with_queries_left_out += scores.num_query_without_match > 0
     assert cases_with_queries_left_out > 20
@@ -200,8 +202,8 @@ def clustered(rng: np.random.Generator, queries: int = 100, gallery: int = 700) 
 
 def assert_identical(a: Scores, b: Scores) -> None:
     assert [getattr(a, name) for name in MEANS] == [getattr(b, name) for name in MEANS]
-    assert np.array_equal(a.average_precision, b.average_precision, equal_nan=True)
-    assert np.array_equal(a.first_rank, b.first_rank)
+    for name in ("average_precision", "trapezoid", "inverse_penalty", "first_rank"):
+        assert np.array_equal(getattr(a, name), getattr(b, name), equal_nan=True), name
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

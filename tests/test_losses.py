@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from mgn import Heads
 from reid import schedule
-from reid.losses import batch_hard_triplet, reid_losses, softmax_losses
+from reid.losses import CenterLoss, ReidLoss, batch_hard_triplet, circle_losses, distillation_losses, softmax_losses
 from reid.schedule import lr_at
 
 LABELS = torch.tensor([3, 3, 1, 1, 0, 0, 3, 1])
@@ -93,20 +93,34 @@ def test_softmax_is_pytorchs_for_each_head(smoothing):
         assert losses[i].item() == pytest.approx(-(target * log).sum(1).mean(), rel=1e-5)
 
 
+def loss_of(features: list[int] = [0, 2], **weights: float) -> ReidLoss:  # noqa: B006
+    return ReidLoss(features, 4, 5, smoothing=0.1, margin=0.3, **weights)
+
+
 def test_the_total_is_mean_softmax_and_weighted_mean_triplet():
     heads = batch()
-    options = dict(global_features=[0, 2], smoothing=0.1, margin=0.3)
-    losses = reid_losses(heads, LABELS, **options, triplet=0.7)
-    torch.testing.assert_close(losses.softmax, softmax_losses(heads.logits, LABELS, 0.1))
-    torch.testing.assert_close(losses.triplet, batch_hard_triplet(heads.before[:, [0, 2]], LABELS, 0.3))
-    torch.testing.assert_close(losses.total, losses.softmax.mean() + 0.7 * losses.triplet.mean())
-    losses.total.backward()
+    total, terms = loss_of(triplet=0.7)(heads, LABELS)
+    torch.testing.assert_close(terms["softmax"], softmax_losses(heads.logits, LABELS, 0.1))
+    torch.testing.assert_close(terms["triplet"], batch_hard_triplet(heads.before[:, [0, 2]], LABELS, 0.3))
+    torch.testing.assert_close(total, terms["softmax"].mean() + 0.7 * terms["triplet"].mean())
+    total.backward()
     assert not heads.before.grad[:, 1].any(), "parts have no triplet"
     assert heads.before.grad[:, [0, 2]].any()
 
-    without = reid_losses(heads, LABELS, **options, triplet=0.0)
-    torch.testing.assert_close(without.total, losses.softmax.mean())
-    assert not without.triplet.any()
+    without, terms = loss_of()(heads, LABELS)
+    torch.testing.assert_close(without, terms["softmax"].mean())
+    assert set(terms) == {"softmax"}
+    later, terms = loss_of(triplet=0.7)(heads, LABELS, with_triplet=False)
+    torch.testing.assert_close(later, without)
+    assert not terms["triplet"].any()
+
+
+def test_every_term_enters_the_total_with_its_weight():
+    heads, taught = batch(), batch().before.detach() + 1
+    weights = dict(triplet=0.7, circle=0.2, center=0.01, distill=3.0)
+    total, terms = loss_of(**weights)(heads, LABELS, taught=taught)
+    expected = terms["softmax"].mean() + sum(weight * terms[name].mean() for name, weight in weights.items())
+    torch.testing.assert_close(total, expected)
 
 
 def test_half_precision_features_are_compared_in_float32():
@@ -114,21 +128,59 @@ def test_half_precision_features_are_compared_in_float32():
     generator = torch.Generator().manual_seed(0)
     far = (100 + torch.randn(8, 3, 64, generator=generator)).bfloat16()
     logits = torch.randn(8, 3, 4, generator=generator).bfloat16()
-    losses = reid_losses(Heads(far, far, logits), LABELS, global_features=[0], smoothing=0.1, margin=0.3, triplet=1.0)
+    total, losses = loss_of([0], triplet=1.0)(Heads(far, far, logits), LABELS)
     head = far[:, 0].double().numpy()
     terms = [
         max(0, np.linalg.norm(head[a] - head[p]) - np.linalg.norm(head[a] - head[n]) + 0.3)
         for a, p, n in hardest(head, LABELS.numpy())
     ]
-    assert losses.total.dtype == torch.float32
-    assert losses.triplet[0].item() == pytest.approx(np.mean(terms), rel=1e-2)
+    assert total.dtype == torch.float32
+    assert losses["triplet"][0].item() == pytest.approx(np.mean(terms), rel=1e-2)
 
 
 def test_a_model_without_classes_cannot_be_trained():
     with pytest.raises(ValueError, match="without classes cannot be trained"):
-        reid_losses(
-            batch()._replace(logits=None), LABELS, global_features=[0], smoothing=0.0, margin=0.3, triplet=1.0
-        )  # fmt: skip
+        loss_of()(batch()._replace(logits=None), LABELS)
+
+
+def test_circle_is_the_papers_sum_over_pairs():
+    """Equation 6 with the weights of equation 5, by a double loop."""
+    x = batch().before.detach()
+    losses = circle_losses(x, LABELS, 0.25, 8.0)
+    for i in range(3):
+        unit = F.normalize(x[:, i].double(), dim=1).numpy()
+        terms = []
+        for a in range(8):
+            positive = negative = 0.0
+            for b in range(8):
+                s = float(unit[a] @ unit[b])
+                if b != a and LABELS[b] == LABELS[a]:
+                    positive += math.exp(-8 * max(0, 1.25 - s) * (s - 0.75))
+                elif LABELS[b] != LABELS[a]:
+                    negative += math.exp(8 * max(0, s + 0.25) * (s - 0.25))
+            terms.append(math.log1p(positive * negative))
+        assert losses[i].item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_center_is_half_the_squared_distance_and_centres_follow():
+    loss, x = CenterLoss(4, 3, 5), batch().before.detach()
+    torch.testing.assert_close(loss(x, LABELS), x.square().sum(2).mean(0) / 2)
+    loss.follow(x, LABELS)
+    for pid in range(4):
+        own = x[pid == LABELS]
+        torch.testing.assert_close(loss.centers[pid], 0.5 * own.sum(0) / (1 + len(own)))
+
+
+def test_distillation_is_one_minus_the_cosine():
+    x, y = batch().before.detach(), batch().after
+    losses = distillation_losses(x, y)
+    for i in range(3):
+        cosines = [
+            float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+            for a, b in zip(x[:, i].numpy(), y[:, i].numpy(), strict=True)
+        ]
+        assert losses[i].item() == pytest.approx(1 - np.mean(cosines), rel=1e-5)
+    assert not distillation_losses(3 * x, x).abs().gt(1e-6).any()
 
 
 # ---- the learning rate

@@ -14,7 +14,16 @@ from PIL import Image, ImageDraw
 from reid import pictures
 from reid.evaluate import Scores, evaluate
 from reid.pictures import Row, Tile, choose_queries, draw_curves, draw_ranked, draw_search, ranked_rows, tile_box
-from reid.report import PUBLISHED, RunFacts, metrics, report_text, summary_table, write_report
+from reid.report import (
+    PUBLISHED,
+    RunFacts,
+    images_digest,
+    metrics,
+    metrics_text,
+    report_text,
+    summary_table,
+    write_report,
+)
 from reid.types import DISTRACTOR, JUNK, Sample, Splits
 
 RUN = RunFacts(
@@ -39,8 +48,9 @@ def history(epochs: int) -> list[dict[str, Any]]:
             {"name": "1.global", "accuracy": 0.25 * epoch, "spread": 0.5, "rank1": rank1},
             {"name": "2.part1", "accuracy": 0.125, "spread": 0.001, "rank1": None},
         ]
-        row = {"epoch": epoch, "step": 10 * epoch, "images": 640 * epoch, "lr": 0.01, "loss": 2.0, "softmax": 1.5}
-        more = {"triplet": 0.5, "images_per_second": 100.0, "data_wait": 0.25, "rank1": rank1, "mAP": rank1}
+        row = {"epoch": epoch, "step": 10 * epoch, "images": 640 * epoch, "lr": 0.01, "loss": 2.0,
+               "losses": {"softmax": 1.5, "triplet": 0.5}}  # fmt: skip
+        more = {"images_per_second": 100.0, "data_wait": 0.25, "rank1": rank1, "mAP": rank1}
         rows.append({**row, **more, "heads": heads})
     return rows
 
@@ -306,6 +316,7 @@ def test_the_whole_report(tmp_path: Path) -> None:
     assert written["official_split"] is True
     assert (written["num_query"], written["num_gallery"], written["num_query_without_match"]) == (8, 40, 0)
     assert (written["train_seconds"], written["embed_images_per_second"]) == (3725.5, 211.123456)
+    assert (written["command"], written["recipe"], written["image_passes"]) == (RUN.command, RUN.recipe, 640 * 3)
     text = (output / "report.md").read_text(encoding="utf-8")
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
     assert links == ["ranked.png", "curves.png"] and all((output / link).is_file() for link in links)
@@ -332,9 +343,53 @@ def test_metrics_of_weights_given(tmp_path: Path) -> None:
     write_report(tmp_path / "out", splits=splits, scores=scores, query_features=q, gallery_features=g, run=run)
     assert not (tmp_path / "out" / "curves.png").exists()
     written = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
-    assert written["train_seconds"] is None and written["official_split"] is None
+    assert written["train_seconds"] is written["image_passes"] is written["official_split"] is None
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "\\|l.safetensors" in text and "curves.png" not in text and "git revision not known" in text
+
+
+def test_metrics_keep_every_query(tmp_path: Path) -> None:
+    """Enough to have the means again, null where a query has no match."""
+    splits, _, q, g = miniature(tmp_path, queries=9, gallery=40)
+    splits = splits._replace(query=[s._replace(pid=9) if i == 4 else s for i, s in enumerate(splits.query)])
+    scores = evaluate(
+        q, g, *(np.array([s[i] for s in part]) for i in (1, 2) for part in (splits.query, splits.gallery))
+    )
+    kept = json.loads(metrics_text(metrics(splits, scores, RUN)))
+    queries = kept["queries"]
+    assert queries["pid"] == [s.pid for s in splits.query] and queries["camid"] == [s.camid for s in splits.query]
+    for key, mean in (("average_precision", "mAP"), ("trapezoid", "mAP_trapezoid"), ("inverse_penalty", "mINP")):
+        assert [i for i, value in enumerate(queries[key]) if value is None] == [4]
+        assert np.mean([value for value in queries[key] if value is not None]) == pytest.approx(kept[mean], abs=1e-6)
+        assert all(value is None or value == round(value, 6) for value in queries[key])
+    assert queries["first_rank"] == [None if rank < 0 else rank for rank in scores.first_rank.tolist()]
+    assert queries["first_rank"][4] is None
+
+
+def test_metrics_text_is_json_a_line_a_key_and_small(tmp_path: Path) -> None:
+    splits, scores, *_ = miniature(tmp_path, queries=2, gallery=12)
+    values = metrics(splits, scores, RUN)
+    values["command"] = "python run_reid.py --data-root 'raw\udcff\nöut'"
+    rng = np.random.default_rng(0)
+    rounded = np.round(rng.random(800), 6).tolist()
+    values["queries"] = {"pid": list(range(9_000, 9_800)), "camid": [6] * 800, "first_rank": [1000] * 800}
+    values["queries"] |= {key: rounded for key in ("average_precision", "trapezoid", "inverse_penalty")}
+    text = metrics_text(values)
+    assert json.loads(text) == values
+    assert len(text.encode("utf-8")) < 50_000
+    assert (
+        len(text.splitlines()) == len(values) + sum(1 + len(values[key]) for key in ("recipe", "images", "queries")) + 2
+    )
+    assert json.loads(metrics_text({"recipe": {}})) == {"recipe": {}}
+
+
+def test_images_are_told_by_what_they_are_and_not_by_their_folder() -> None:
+    samples = [Sample("here/a.jpg", 1, 2), Sample("here/raw\udcff.jpg", 3, 4)]
+    digest = images_digest(samples)
+    assert digest == images_digest([s._replace(path=s.path.replace("here", "elsewhere/x")) for s in samples])
+    others = [samples[:1], samples[::-1], [samples[0], samples[1]._replace(camid=5)]]
+    others += [[samples[0]._replace(pid=2), samples[1]], [samples[0]._replace(path="here/b.jpg"), samples[1]]]
+    assert len({digest, *map(images_digest, others)}) == len(others) + 1
 
 
 def test_the_official_split_is_compared(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 
 from reid import config as recipes
 from reid import train as training
+from reid.distributed import World
 from reid.model import load_model
 from reid.train import Interrupted, spread, train
 from reid.types import ReidError, Sample
@@ -90,7 +92,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(samples: l
 def test_training_learns_and_no_head_collapses(samples: list[Sample], tmp_path: Path) -> None:
     made = train(samples, recipe("epochs=12", "watch_epochs=4", "erase=0.0"), tmp_path / "run", progress=False)
     first, last = made.history[0], made.history[-1]
-    assert last["softmax"] < first["softmax"]
+    assert last["losses"]["softmax"] < first["losses"]["softmax"]
     assert [head["name"] for head in last["heads"]][:2] == ["b1-global", "b2-global"]
     for head in last["heads"]:
         assert head["spread"] > 0.1, head
@@ -235,3 +237,63 @@ def test_ctrl_c_ends_after_the_step_with_a_checkpoint(samples: list[Sample], tmp
     step = int(told.split("stopped after step ")[1].split()[0])
     with pytest.raises(Interrupted, match=f"after step {step + 1} of"):
         train(samples, recipe("epochs=400", "watch_epochs=0"), output, progress=False, stop_after=step + 1)
+
+
+def test_a_disk_that_fills_loses_nothing(samples: list[Sample], tmp_path: Path) -> None:
+    """A file may not grow beyond 100 kB, which a checkpoint needs: what the kernel says is what a full disk gives."""
+    config = recipe()
+    with pytest.raises(Interrupted):
+        train(samples, config, tmp_path / "run", progress=False, stop_after=2)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises((ReidError, OSError), match="cannot be written|too large"):
+            train(samples, config, tmp_path / "run", progress=False, stop_after=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    with pytest.raises(Interrupted, match="after step 3"):
+        train(samples, config, tmp_path / "run", progress=False, stop_after=3)
+    resumed = train(samples, config, tmp_path / "run", progress=False)
+    assert_same(weights(resumed.path), weights(train(samples, config, tmp_path / "whole", progress=False).path))
+
+
+def test_it_starts_from_a_model_of_its_own(samples: list[Sample], tmp_path: Path) -> None:
+    first = train(samples, recipe("epochs=1"), tmp_path / "first", progress=False)
+    second = train(samples[:16], recipe("epochs=0", "seed=1", f"pretrained={first.path}"), tmp_path / "second")
+    a, b = weights(first.path), weights(second.path)
+    different = [name for name in a if not torch.equal(a[name], b[name])] if a.keys() == b.keys() else None
+    assert different == ["head.classifier"], "four people have a classifier of their own"
+    with pytest.raises(ReidError, match=r"another architecture \(dim 16 there, 8 here\)"):
+        train(samples, recipe(f"pretrained={first.path}", "dim=8"), tmp_path / "third", progress=False)
+
+
+def test_a_teacher_is_followed(samples: list[Sample], tmp_path: Path) -> None:
+    teacher = train(samples, recipe("epochs=4"), tmp_path / "teacher", progress=False).path
+    words = (f"teacher={teacher}", "distill=5.0", "epochs=6", "seed=1")
+    rows = train(samples, recipe(*words), tmp_path / "pupil", progress=False).history
+    assert rows[-1]["losses"]["distill"] < 0.8 * rows[0]["losses"]["distill"]
+    with pytest.raises(ReidError, match="teaches 8 features of 16 at 64x32, the recipe has 8 features of 8 at 64x32"):
+        train(samples, recipe(*words, "dim=8"), tmp_path / "other", progress=False)
+
+
+def test_the_model_is_the_mean_of_the_last_weights(samples: list[Sample], tmp_path: Path) -> None:
+    """The mean over the steps of the last epoch, also where the run is stopped among them."""
+    config = recipe("epochs=2", "average_epochs=1")
+    last = training._Run(samples, config, tmp_path, "", World(), torch.device("cpu"), False)
+    seen: list[dict[str, torch.Tensor]] = []
+    after = last.after_step
+
+    def note() -> None:
+        seen.append({name: value.clone() for name, value in last.model.state_dict().items()})
+        after()
+
+    last.after_step = note  # type: ignore[method-assign]
+    whole = weights(last.go(None).path)
+    for name, value in whole.items():
+        if value.is_floating_point():
+            mean = torch.stack([state[name] for state in seen[4:]]).double().mean(0)
+            torch.testing.assert_close(value.double(), mean, atol=1e-6, rtol=1e-5)
+    with pytest.raises(Interrupted):
+        train(samples, config, tmp_path / "parts", progress=False, stop_after=6)
+    assert_same(whole, weights(train(samples, config, tmp_path / "parts", progress=False).path))

@@ -1,0 +1,244 @@
+"""The training benchmarks: torchreid's run is what it says it is and resumes; what is measured is what is told."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import math
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import datasets
+import run_reid
+from benchmarks import torchreid_train as peer
+from benchmarks import train as bench
+from reid import config as recipes
+from reid import tensors, torchreid_bridge
+from reid.types import JUNK, Splits
+
+PASSES = 40  # 24 of one epoch, 16 of a second
+
+
+def command(people: Path, output: Path, **changes: object) -> list[str]:
+    options = {"height": 64, "width": 32, "batch-size": 8, "image-passes": PASSES, "workers": 0} | changes
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return ["--dataset", "market1501", "--data-root", str(people), "--output", str(output), *words]
+
+
+@pytest.fixture(scope="module")
+def splits(people: Path) -> Splits:
+    return datasets.read("market1501", people)
+
+
+@pytest.fixture(scope="module")
+def finished(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("torchreid") / "run"
+    assert peer.main(command(people, output)) == 0
+    return output
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    state, _ = tensors.read(output / "checkpoint.safetensors", peer.KIND)
+    return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+
+
+# ---- torchreid_train.py
+
+
+def test_scores_are_those_of_the_saved_weights_by_torchreids_own_evaluation(finished: Path, splits: Splits) -> None:
+    network = torchreid_bridge.osnet("osnet_x0_25").eval()
+    saved = {k: v for k, v in weights(finished).items() if not k.startswith("classifier.")}
+    missing = network.load_state_dict(saved, strict=False)
+    assert set(missing.missing_keys) == {"classifier.weight", "classifier.bias"} and not missing.unexpected_keys
+
+    def features(samples: list[Any]) -> np.ndarray:
+        rows = []
+        for sample in samples:
+            image = np.asarray(Image.open(sample.path).convert("RGB"), np.float32) / 255  # 64x32 already
+            image = (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+            with torch.no_grad():
+                rows.append(network(torch.tensor(image).permute(2, 0, 1)[None].float())[0].numpy())
+        return np.stack([row / np.linalg.norm(row) for row in rows])
+
+    gallery = [sample for sample in splits.gallery if sample.pid != JUNK]
+    ids = [np.array([s[i] for s in part]) for i in (1, 2) for part in (splits.query, gallery)]
+    cmc, mean_ap = torchreid_bridge.evaluate_rank(-features(splits.query) @ features(gallery).T, *ids)
+    said = json.loads((finished / "metrics.json").read_text())
+    assert said["mAP"] == pytest.approx(mean_ap, abs=1e-6) and said["rank1"] == pytest.approx(cmc[0], abs=1e-6)
+    assert said["parameters"] == sum(p.numel() for k, p in network.named_parameters() if "classifier" not in k)
+
+
+def test_the_result_is_one_that_compare_reads(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = json.loads((finished / "metrics.json").read_text())
+    assert said["image_passes"] == PASSES and said["train_seconds"] > 0 and said["input_size"] == [64, 32]
+    assert said["command"].startswith("python benchmarks/torchreid_train.py --dataset market1501")
+    assert run_reid.main(["compare", str(finished), str(finished)]) == 0
+    assert "torchreid osnet_x0_25" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(
+    finished: Path, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, done = peer.Engine.forward_backward, []
+
+    def stops(engine: peer.Engine, data: dict[str, Any]) -> dict[str, float]:
+        if len(done) == 4:  # the second batch of the second epoch
+            raise KeyboardInterrupt
+        done.append(step(engine, data))
+        return done[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(peer.Engine, "forward_backward", stops)
+        assert peer.main(command(people, tmp_path / "run")) == 130
+    assert "goes on" in capsys.readouterr().err and not (tmp_path / "run" / "metrics.json").exists()
+    counted: list[int] = []
+    monkeypatch.setattr(peer.Engine, "forward_backward", lambda e, d: counted.append(len(d["pid"])) or step(e, d))
+    assert peer.main(command(people, tmp_path / "run")) == 0
+    assert counted == [8, 8]  # of the second epoch alone
+    there, here = weights(finished), weights(tmp_path / "run")
+    assert there.keys() == here.keys() and all(torch.equal(there[key], here[key]) for key in there)
+
+
+def test_batches_are_of_whole_persons_and_passes_are_exact(splits: Splits) -> None:
+    engine = peer.build(splits, image_passes=PASSES, height=64, width=32, batch_size=8, workers=0)
+    assert [len(epoch) for epoch in engine.epochs] == [24, 16]
+    labels = [label for _, label, _, _ in engine.train_loader.dataset.train]
+    assert sorted(set(labels)) == list(range(6))
+    for epoch in engine.epochs:
+        for start in range(0, len(epoch), 8):
+            assert sorted(collections.Counter(labels[i] for i in epoch[start : start + 8]).values()) == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"image-passes": 80}, "image_passes 40 there, 80 now"),
+        ({"batch-size": 32}, "the training set has 6 persons: give another --batch-size"),
+    ],
+)
+def test_mistakes_are_one_line(
+    finished: Path, people: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], expected: str
+) -> None:
+    before = weights(finished)
+    assert peer.main(command(people, finished, **changes)) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(told) == 1 and expected in told[0]
+    assert all(torch.equal(value, before[key]) for key, value in weights(finished).items())
+
+
+def test_files_of_something_else_are_left_alone(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    assert peer.main(command(people, tmp_path)) == 2
+    assert "holds other files" in capsys.readouterr().err and (tmp_path / "metrics.json").read_text() == "{}"
+
+
+# ---- train.py
+
+TINY = ["p=3", "k=4", "height=64", "width=32", "branches=[[1,2]]", "dim=8", "cache=memory"]
+
+
+def arguments(people: Path, **changes: Any) -> argparse.Namespace:
+    options = {"dataset": "market1501", "data_root": str(people), "seconds": 0.01, "rounds": 1, "set": TINY}
+    return argparse.Namespace(**options | changes)
+
+
+def told_rates(monkeypatch: pytest.MonkeyPatch, rates: Callable[[str, dict[str, Any]], float]) -> list[str]:
+    """Measurements that answer what `rates` says, and the names of those that were asked for."""
+    asked: list[str] = []
+
+    def measure(_: bench.Bench, name: str, overrides: Any = (), **options: Any) -> bench.Result:
+        asked.append(name)
+        return {"images_per_second": rates(name, options), "peak_mib": 500.0, "data_wait": 0.01}
+
+    monkeypatch.setattr(bench.Bench, "measure", measure)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("limit", {}), ("limit", {"channels_last": False, "foreach": True}), ("loop", {"rate": 1.0}), ("decode", {})],
+)
+def test_each_measurement_runs(name: str, options: dict[str, Any], splits: Splits) -> None:
+    result = bench.MEASURES[name](splits, recipes.load(bench.RECIPE, TINY), 0.01, **options)
+    assert 0 < result["images_per_second"] < math.inf and result["peak_mib"] > 50
+    assert 0 <= result.get("data_wait", 0) <= 1
+
+
+def test_torchreid_is_measured(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchreid_train", peer)
+    seen: list[int] = []
+    step = peer.Engine.forward_backward
+    monkeypatch.setattr(peer.Engine, "forward_backward", lambda e, d: seen.append(len(d["pid"])) or step(e, d))
+    result = bench.torchreid(splits, recipes.load(bench.RECIPE, TINY), 0.01, workers=0)
+    assert result["images_per_second"] > 0
+    assert len(seen) > bench.WARM_STEPS and set(seen) == {12}
+
+
+def test_a_measurement_has_a_process_of_its_own(people: Path) -> None:
+    result = bench.Bench(arguments(people)).measure("decode")
+    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert result["images_per_second"] > 0
+    assert 10 < result["peak_mib"] < here / 2  # torch and torchreid are in this one
+
+
+def test_a_measurement_that_fails_says_why(people: Path) -> None:
+    with pytest.raises(RuntimeError, match="config: p must be"):
+        bench.Bench(arguments(people)).measure("limit", ["p=1"])
+
+
+def test_the_loop_is_told_beside_the_limit(
+    people: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = {"limit": iter([100.0, 50.0, 120.0, 50.0, 104.0, 50.0]), "loop": iter([98.0, 40.0] * 3)}
+    asked = told_rates(monkeypatch, lambda name, _: next(rates[name]) if name in rates else 1000.0)
+    data = ["--dataset", "market1501", "--data-root", str(people)]
+    assert bench.main([*data, "--only", "limit,loop", "--rounds", "3", "--set", "epochs=10"]) == 0
+    assert asked == ["limit", "loop"] * 6 + ["decode"] * 2  # in turn
+    out = capsys.readouterr().out
+    assert "104.0 img/s (100.0 to 120.0)" in out  # the median
+    share = 1 / (1 / 98 + 1 / (1000 * 10)) / 104
+    assert f"{share:.1%} of the limit, goal 92% met; 1.0% of the time waiting for data" in out
+    assert "goal 92% missed" in out  # at the other size
+
+
+def test_the_peer_is_told_as_a_ratio(
+    people: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = told_rates(monkeypatch, lambda name, _: {"torchreid": 50.0, "loop": 80.0, "decode": 1e9}[name])
+    data = ["--dataset", "market1501", "--data-root", str(people)]
+    assert bench.main([*data, "--only", "peer", "--rounds", "2"]) == 0
+    assert asked == ["torchreid", "loop"] * 2 + ["decode"]
+    assert "1.60 times torchreid, goal 1.5 met; memory 1.00 of torchreid's" in capsys.readouterr().out
+
+
+def test_a_variant_that_cannot_be_had_is_a_line(
+    people: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rate(_: str, options: dict[str, Any]) -> float:
+        if options.get("compiled"):
+            raise RuntimeError("no compiler")
+        return 30.0 if options.get("processes") == 2 else 20.0
+
+    told_rates(monkeypatch, rate)
+    data = ["--dataset", "market1501", "--data-root", str(people)]
+    assert bench.main([*data, "--only", "variants"]) == 0
+    lines = {line[:32].strip(): line[32:] for line in capsys.readouterr().out.splitlines()}
+    assert "failed: no compiler" in lines["torch.compile"]
+    assert lines["2 gloo processes, 1 thread each"].endswith("ratio 1.50")
+    assert lines["bf16"].endswith("ratio 1.00")
+
+
+def test_an_unknown_section_is_one_line(people: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--dataset", "market1501", "--data-root", str(people), "--only", "limits"]) == 2
+    assert "--only takes limit, loop, peer, variants" in capsys.readouterr().err

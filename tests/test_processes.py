@@ -1,0 +1,239 @@
+"""Training on several processes, over gloo: together they do what one does alone. Killed ones lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from reid.data import augment
+from reid.distributed import World, synchronise_batch_norms
+from reid.loop import Interrupted
+from reid.model import load_model
+from reid.train import _Run, train
+from reid.types import ReidError, Sample
+from tests.conftest import ROOT
+from tests.test_train import recipe
+
+RECIPE = ("triplet=1.0", "center=0.01", "circle=0.1", "epochs=2", "watch_epochs=2", "p=4", "average_epochs=1")
+
+
+def of(paths: list[str]) -> list[Sample]:
+    """The training images of `people`: six persons, two cameras, two images each."""
+    names = [Path(path).name for path in paths]
+    return [Sample(path, int(name[:4]), int(name[6])) for path, name in zip(paths, names, strict=True)]
+
+
+def gradients(samples: list[Sample], folder: Path) -> dict[str, torch.Tensor]:
+    """Of the first step, as the optimiser would see them, with the batch norms frozen."""
+    from reid import distributed
+
+    folder.mkdir(exist_ok=True)
+    run = _Run(samples, recipe(*RECIPE), folder, "", distributed.join(), torch.device("cpu"), False)
+    run.prepare()
+    for module in run.model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    run.losses(run.make_batch(0)).total.backward()
+    return {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
+
+
+def normalised(world: World) -> dict[str, torch.Tensor]:
+    """Gradients and statistics of batch norms, of maps and of vectors, that see the images of all processes."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5),
+                        nn.BatchNorm1d(5), nn.Tanh())  # fmt: skip
+    images = torch.randn(12, 3, 8, 8) + torch.arange(12.0).view(12, 1, 1, 1)
+    if world.size > 1:
+        synchronise_batch_norms(net, torch.device("cpu"))
+        net = nn.parallel.DistributedDataParallel(net)  # type: ignore[assignment]
+    net(images[world.part(12)]).square().mean().backward()
+    found = {name.removeprefix("module."): p.grad for name, p in net.named_parameters() if p.grad is not None}
+    buffers = {name.removeprefix("module."): value for name, value in net.named_buffers() if "running" in name}
+    return {**found, **buffers}
+
+
+def worker() -> None:
+    """What each of the two processes runs; the first one keeps what the test looks at."""
+    from reid import distributed
+
+    folder = Path(sys.argv[1])
+    samples = of(json.loads((folder / "paths.json").read_text()))
+    world = distributed.join()
+    rows = world.gather(torch.full((2, 3), float(world.rank)))
+    results = {"gradients": gradients(samples, folder / "run"), "normalised": normalised(world), "rows": {"rows": rows}}
+    if world.first:
+        for name, found in results.items():
+            save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{name}.safetensors")
+    try:
+        train(samples, recipe(*RECIPE), folder / "stopped", progress=False, stop_after=3)
+    except Interrupted as stop:
+        print(stop)
+    try:
+        train(samples, recipe(*RECIPE, "p=3", "k=3"), folder / "odd", progress=False)
+    except ReidError as error:
+        print(error)
+
+
+def start(program: list[str], rank: int, size: int, port: int, **more: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), **more,
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+                            cwd=ROOT)  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def samples(paths: list[str]) -> list[Sample]:
+    return of(paths)
+
+
+@pytest.fixture(scope="module")
+def pair(paths: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """What two processes left in their folder, and what each said."""
+    folder = tmp_path_factory.mktemp("pair")
+    (folder / "paths.json").write_text(json.dumps(paths))
+    program = [sys.executable, "-c", "from tests.test_processes import worker; worker()", str(folder)]
+    port = free_port()
+    both = [start(program, rank, 2, port) for rank in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    return folder, said
+
+
+def test_two_processes_give_the_gradients_of_one(
+    pair: tuple[Path, list[str]], samples: list[Sample], tmp_path: Path
+) -> None:
+    together, alone = load_file(pair[0] / "gradients.safetensors"), gradients(samples, tmp_path)
+    assert together.keys() == alone.keys()
+    for name, value in alone.items():
+        assert (together[name] - value).abs().max() <= 1e-5 * max(1.0, value.abs().max()), name
+
+
+def test_synchronised_batch_norms_see_the_whole_batch(pair: tuple[Path, list[str]]) -> None:
+    together, alone = load_file(pair[0] / "normalised.safetensors"), normalised(World())
+    assert together.keys() == alone.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_rows_are_gathered_in_the_order_of_the_processes(pair: tuple[Path, list[str]]) -> None:
+    assert load_file(pair[0] / "rows.safetensors")["rows"][:, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_it_goes_on_with_another_number_of_processes_and_says_what_changes(
+    pair: tuple[Path, list[str]], samples: list[Sample], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, said = pair
+    assert all("stopped after step 3 of 6" in words for words in said)
+    train(samples, recipe(*RECIPE), folder / "stopped", progress=False)
+    told = capsys.readouterr().out
+    assert "going on from step 3 of 6" in told
+    assert "1 process(es) now, 2 before" in told
+    assert "a batch norm sees 8 images now, 4 before" in told
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(pair: tuple[Path, list[str]]) -> None:
+    assert "a batch of 9 images cannot be shared by 2 processes" in pair[1][0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_processes_share_a_batch_without_overlap_or_gap(size: int) -> None:
+    images = list(np.random.default_rng(0).integers(0, 256, (8, 32, 16, 3), np.uint8))
+    options = dict(pad=3, flip=0.5, erase=0.5, jitter=0.2, fill=(1, 2, 3))
+    whole = augment(images, np.random.default_rng(1), **options)
+    parts = [
+        augment(images, np.random.default_rng(1), **options, part=World(rank, size).part(8)) for rank in range(size)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_torchrun_trains_by_the_program(people: Path, tmp_path: Path) -> None:
+    words = ["train", "--dataset", "market1501", "--data-root", str(people), "--config", "configs/synthetic.yaml",
+             "--output", str(tmp_path / "run"), "--set", "p=2", "k=2", "epochs=1", "height=64", "width=32",
+             "dim=8", "watch_epochs=0"]  # fmt: skip
+    port = free_port()
+    both = [start([sys.executable, "run_reid.py", *words], rank, 2, port) for rank in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert f"model: {tmp_path}/run/model.safetensors" in said[0]
+    assert said[1] == "", "only the first process speaks"
+    assert load_model(tmp_path / "run/model.safetensors").card["data"]["identities"] == 6
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import torch.utils.tensorboard
+from reid import loop
+from reid.train import train
+from tests.test_processes import of, recipe, RECIPE
+import json
+folder = Path(sys.argv[1])
+samples = of(json.loads((folder / "paths.json").read_text()))
+loop.CHECKPOINT_SECONDS = 0.0  # one after every step: it is nearly always writing
+while True:  # a child for each line: what is imported once is imported for all
+    line = sys.stdin.readline()
+    if not line:
+        break
+    child = os.fork()
+    if not child:
+        train(samples, recipe(*RECIPE, "epochs=20"), folder / "run", progress=False)
+        os._exit(0)
+    print(child, flush=True)
+    _, status = os.waitpid(child, 0)
+    print(status, flush=True)
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(
+    paths: list[str], samples: list[Sample], tmp_path: Path
+) -> None:
+    """SIGKILL ten times while checkpoints are written; the end is that of a run which was left alone."""
+    (tmp_path / "paths.json").write_text(json.dumps(paths))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE, env=environment,
+                               stdout=subprocess.PIPE, text=True, cwd=ROOT)  # fmt: skip
+    assert process.stdin and process.stdout
+    moments = random.Random(0)
+    statuses = []
+    for kill in [True] * 10 + [False]:
+        process.stdin.write("\n")
+        process.stdin.flush()
+        child = next(int(line) for line in process.stdout if line.strip().isdigit())
+        if kill:
+            started = time.monotonic()
+            checkpoint = tmp_path / "run/checkpoint.safetensors"
+            before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+            while not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):  # it has gone on
+                assert time.monotonic() - started < 60
+                time.sleep(0.005)
+            time.sleep(moments.uniform(0, 0.15))
+            os.kill(child, signal.SIGKILL)
+        statuses.append(next(int(line) for line in process.stdout if line.strip().isdigit()))
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert statuses == [signal.SIGKILL] * 10 + [0]
+    assert not list((tmp_path / "run").glob(".*.partial")), "nothing half-written is left"
+    whole = train(samples, recipe(*RECIPE, "epochs=20"), tmp_path / "whole", progress=False)
+    killed, alone = (load_model(path).state_dict() for path in (tmp_path / "run/model.safetensors", whole.path))
+    assert all(torch.equal(killed[name], alone[name]) for name in alone)
+    assert [row["epoch"] for row in whole.history] == list(range(1, 21))
