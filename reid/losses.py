@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mgn import Heads
 
 CIRCLE_MARGIN, CIRCLE_SCALE = 0.25, 64.0  # Sun et al. 2020, section 4.1
+TEMPERATURE = 0.1  # Khosla et al. 2020, section 4
 
 
 class ReidLoss(nn.Module):
@@ -34,13 +35,20 @@ class ReidLoss(nn.Module):
         triplet: float = 0.0,
         triplet_after: bool = False,
         circle: float = 0.0,
+        contrast: float = 0.0,
         center: float = 0.0,
         distill: float = 0.0,
     ) -> None:
         super().__init__()
         self.global_features, self.smoothing, self.margin = global_features, smoothing, margin
         self.triplet_after = triplet_after
-        self.weights = {"triplet": triplet, "circle": circle, "center": center, "distill": distill}
+        self.weights = {
+            "triplet": triplet,
+            "circle": circle,
+            "contrast": contrast,
+            "center": center,
+            "distill": distill,
+        }
         self.center = CenterLoss(classes, len(global_features), dim) if center else None
 
     def forward(
@@ -69,6 +77,8 @@ class ReidLoss(nn.Module):
             terms["triplet"] = batch_hard_triplet(compared, everyone, self.margin) * float(with_triplet)
         if self.weights["circle"]:
             terms["circle"] = circle_losses(after, everyone, CIRCLE_MARGIN, CIRCLE_SCALE)
+        if self.weights["contrast"]:
+            terms["contrast"] = contrastive_losses(gather(heads.after.float()), gather(labels), TEMPERATURE)
         if self.center:
             terms["center"] = self.center(before, everyone)
             if self.training:
@@ -123,6 +133,21 @@ def circle_losses(features: Tensor, labels: Tensor, margin: float, scale: float)
     positive = (scale * away).masked_fill(~same | itself, -torch.inf).logsumexp(2)
     negative = (scale * near).masked_fill(same, -torch.inf).logsumexp(2)
     return F.softplus(positive + negative).mean(1)
+
+
+def contrastive_losses(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Each image's positives against all negatives of the batch, mean over pairs. (B, F, D), (B,) -> (F,).
+
+    Cosine similarities over a temperature; -log of the softmax of one positive among itself and every negative, so
+    that positives do not compete (the supervised contrastive loss of Khosla et al. 2020, equation 2, less the other
+    positives in its denominator). Unlike the hardest negative alone, all of the batch pull.
+    """
+    x = F.normalize(features, dim=2).transpose(0, 1)  # (F, B, D)
+    similarity = x @ x.transpose(1, 2) / temperature
+    same = labels[:, None] == labels[None, :]
+    negatives = similarity.masked_fill(same, -torch.inf).logsumexp(2, keepdim=True)
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    return (F.softplus(negatives - similarity) * positive).sum((1, 2)) / positive.sum()
 
 
 class CenterLoss(nn.Module):

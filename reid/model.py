@@ -147,11 +147,19 @@ def _embed_blank(model: ReidModel) -> None:
         model.train(training)
 
 
-def save_model(model: ReidModel, path: str | Path, *, classifier: bool = True) -> None:
-    """Writes weights and card as one safetensors file. Without the classifier the model still embeds as before."""
+def save_model(model: ReidModel, path: str | Path, *, classifier: bool = True, half: bool = False) -> None:
+    """Writes weights and card as one safetensors file. Without the classifier the model still embeds as before.
+
+    half: matrices and kernels in float16, half the size; vectors, batch norms' among them, stay as they are.
+    """
     state, card = model.state_dict(), dict(model.card)
     if not classifier:
         state, card["num_classes"] = _without_classifier(state), 0
+    if half:
+        state = {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
+        kept = ReidModel(card)
+        kept.load_state_dict(state)
+        model = kept  # rounded weights have a fingerprint of their own
     tensors.write(path, "model", state, {**card, "fingerprint": model.fingerprint})
 
 

@@ -174,6 +174,7 @@ class _Run(Training):
             triplet=config.triplet,
             triplet_after=config.triplet_after,
             circle=config.circle,
+            contrast=config.contrast,
             center=config.center,
             distill=config.distill,
         ).to(self.device)

@@ -12,7 +12,15 @@ import torch.nn.functional as F
 
 from mgn import Heads
 from reid import schedule
-from reid.losses import CenterLoss, ReidLoss, batch_hard_triplet, circle_losses, distillation_losses, softmax_losses
+from reid.losses import (
+    CenterLoss,
+    ReidLoss,
+    batch_hard_triplet,
+    circle_losses,
+    contrastive_losses,
+    distillation_losses,
+    softmax_losses,
+)
 from reid.schedule import lr_at
 
 LABELS = torch.tensor([3, 3, 1, 1, 0, 0, 3, 1])
@@ -117,7 +125,7 @@ def test_the_total_is_mean_softmax_and_weighted_mean_triplet():
 
 def test_every_term_enters_the_total_with_its_weight():
     heads, taught = batch(), batch().before.detach() + 1
-    weights = dict(triplet=0.7, circle=0.2, center=0.01, distill=3.0)
+    weights = dict(triplet=0.7, circle=0.2, contrast=0.4, center=0.01, distill=3.0)
     total, terms = loss_of(**weights)(heads, LABELS, taught=taught)
     expected = terms["softmax"].mean() + sum(weight * terms[name].mean() for name, weight in weights.items())
     torch.testing.assert_close(total, expected)
@@ -160,6 +168,28 @@ def test_circle_is_the_papers_sum_over_pairs():
                     negative += math.exp(8 * max(0, s + 0.25) * (s - 0.25))
             terms.append(math.log1p(positive * negative))
         assert losses[i].item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_contrast_is_each_positive_against_every_negative():
+    x = batch().before.detach()
+    losses = contrastive_losses(x, LABELS, 0.2)
+    for i in range(3):
+        unit = F.normalize(x[:, i].double(), dim=1).numpy()
+        terms = []
+        for a in range(8):
+            negatives = sum(math.exp(unit[a] @ unit[b] / 0.2) for b in range(8) if LABELS[b] != LABELS[a])
+            for b in range(8):
+                if b != a and LABELS[b] == LABELS[a]:
+                    positive = math.exp(unit[a] @ unit[b] / 0.2)
+                    terms.append(-math.log(positive / (positive + negatives)))
+        assert losses[i].item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_the_triplet_can_compare_unit_features_after_the_neck():
+    heads = batch()
+    _, terms = loss_of(triplet=1.0, triplet_after=True)(heads, LABELS)
+    unit = F.normalize(heads.after[:, [0, 2]], dim=2)
+    torch.testing.assert_close(terms["triplet"], batch_hard_triplet(unit, LABELS, 0.3))
 
 
 def test_center_is_half_the_squared_distance_and_centres_follow():

@@ -246,3 +246,18 @@ def test_the_card_names_the_recipe(tiny):
     assert card["input_size"] == [64, 32]
     assert card["recipe"]["dim"] == 8
     assert json.loads(json.dumps(card)) == card
+
+
+def test_half_the_size_embeds_nearly_as_before_and_has_its_own_fingerprint(make_model, tmp_path):
+    model = make_model()
+    save_model(model, tmp_path / "whole.safetensors", classifier=False)
+    save_model(model, tmp_path / "half.safetensors", classifier=False, half=True)
+    half = load_model(tmp_path / "half.safetensors")
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert half.fingerprint != model.fingerprint
+    assert tensors.read(tmp_path / "half.safetensors", "model")[1]["fingerprint"] == half.fingerprint
+    images = torch.rand(4, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
+    cosine = torch.nn.functional.cosine_similarity(model.embed(images), half.embed(images))
+    assert (cosine > 0.9999).all()
+    assert (cosine < 1).any()
