@@ -196,7 +196,7 @@ while True:  # a child for each line: what is imported once is imported for all
         break
     child = os.fork()
     if not child:
-        train(samples, recipe(*RECIPE, "epochs=20"), folder / "run", progress=False)
+        train(samples, recipe(*RECIPE, "epochs=20"), folder / line.strip(), progress=False)
         os._exit(0)
     print(child, flush=True)
     _, status = os.waitpid(child, 0)
@@ -215,8 +215,8 @@ def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(
     assert process.stdin and process.stdout
     moments = random.Random(0)
     statuses = []
-    for kill in [True] * 10 + [False]:
-        process.stdin.write("\n")
+    for kill, name in [(True, "run")] * 10 + [(False, "run"), (False, "whole")]:
+        process.stdin.write(f"{name}\n")
         process.stdin.flush()
         child = next(int(line) for line in process.stdout if line.strip().isdigit())
         if kill:
@@ -231,9 +231,9 @@ def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(
         statuses.append(next(int(line) for line in process.stdout if line.strip().isdigit()))
     process.communicate(timeout=60)
     assert process.returncode == 0
-    assert statuses == [signal.SIGKILL] * 10 + [0]
+    assert statuses == [signal.SIGKILL] * 10 + [0, 0]
     assert not list((tmp_path / "run").glob(".*.partial")), "nothing half-written is left"
-    whole = train(samples, recipe(*RECIPE, "epochs=20"), tmp_path / "whole", progress=False)
-    killed, alone = (load_model(path).state_dict() for path in (tmp_path / "run/model.safetensors", whole.path))
+    killed, alone = (load_model(tmp_path / name / "model.safetensors").state_dict() for name in ("run", "whole"))
     assert all(torch.equal(killed[name], alone[name]) for name in alone)
-    assert [row["epoch"] for row in whole.history] == list(range(1, 21))
+    history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in history] == list(range(1, 21))

@@ -270,7 +270,7 @@ def test_it_starts_from_a_model_of_its_own(samples: list[Sample], tmp_path: Path
 
 def test_a_teacher_is_followed(samples: list[Sample], tmp_path: Path) -> None:
     teacher = train(samples, recipe("epochs=4"), tmp_path / "teacher", progress=False).path
-    words = (f"teacher={teacher}", "distill=5.0", "epochs=6", "seed=1")
+    words = (f"teacher={teacher}", "distill=50.0", "triplet=0", "epochs=10", "seed=1")
     rows = train(samples, recipe(*words), tmp_path / "pupil", progress=False).history
     assert rows[-1]["losses"]["distill"] < 0.8 * rows[0]["losses"]["distill"]
     with pytest.raises(ReidError, match="teaches 8 features of 16 at 64x32, the recipe has 8 features of 8 at 64x32"):
