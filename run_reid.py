@@ -41,7 +41,6 @@ if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-da
     from reid.train import Trained
 
 CONFIGS = Path(__file__).parent / "configs"
-DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "scgnet_s.safetensors"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -111,8 +110,7 @@ def index_command(args: argparse.Namespace) -> None:
         raise ReidError("index takes either image files and folders, or --dataset NAME")
     samples: Sequence[Sample | Path] = read_data(args).gallery if args.dataset else find_images(args.images)
     paths = [os.path.abspath(s.path if isinstance(s, Sample) else s) for s in samples]
-    weights = args.weights or default_weights()
-    embedder = load_embedder(weights, args)
+    embedder = load_embedder(args.weights, args)
     gallery = open_gallery(Path(args.gallery), embedder)
     new = [i for i, path in enumerate(paths) if gallery is None or path not in gallery]
     bad = find_bad(paths[i] for i in new)
@@ -120,7 +118,7 @@ def index_command(args: argparse.Namespace) -> None:
         refuse_or_tell(bad, args.skip_bad)
         new = [i for i in new if paths[i] not in bad]
     if gallery is None:
-        gallery = create_gallery(Path(args.gallery), embedder, Path(weights))
+        gallery = create_gallery(Path(args.gallery), embedder, Path(args.weights))
     scratch = gallery.path.with_name(f".{gallery.path.name}-embedding") / "new.npy"  # an interrupted index goes on here
     vectors = embedder.embed([paths[i] for i in new], save=scratch, progress=True)
     chosen = [samples[i] for i in new]
@@ -140,7 +138,9 @@ def search_command(args: argparse.Namespace) -> None:
     from reid.pictures import Tile, draw_search
 
     gallery = Gallery.open(args.gallery)
-    weights = args.weights or gallery.model_path or default_weights()
+    weights = args.weights or gallery.model_path
+    if weights is None:
+        raise ReidError(f"gallery {args.gallery} does not hold its model: give it with --weights")
     embedder = load_embedder(weights, args)
     gallery.check_model(embedder.fingerprint)
     ranking = gallery.search(embedder.embed([args.query]), args.top_k, exclude_camids=args.exclude_camera)
@@ -281,13 +281,6 @@ def refuse_or_tell(bad: dict[str, str], skip_bad: bool) -> str:
     line = f"left out {len(bad)} unreadable image(s): {some}{more}"
     print(f"warning: {line}", file=sys.stderr)
     return line
-
-
-def default_weights() -> Path:
-    """The small model that comes with the program."""
-    shown = DEFAULT_WEIGHTS.relative_to(Path(__file__).parent)
-    print(f"model: {shown}, since no --weights is given", file=sys.stderr)
-    return DEFAULT_WEIGHTS
 
 
 def load_embedder(weights: str | Path, args: argparse.Namespace) -> Embedder:
@@ -574,8 +567,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, and folders of them")
     add_data(parser)
-    parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors (default: the small one "
-                        "that comes with the program)")  # fmt: skip
+    parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors")
     parser.add_argument("--gallery", metavar="DIR", required=True, help="made if absent; else new images are added")
     add_common(parser)
 

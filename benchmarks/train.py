@@ -74,9 +74,9 @@ def limit(
     from reid import distributed
     from reid.data import read_images
     from reid.loop import amp_type
-    from reid.losses import batch_hard_triplet, softmax_losses
     from reid.model import ReidModel, make_card
     from reid.sampler import pk_batches
+    from reid.train import make_loss
 
     world = distributed.join()
     classes, all_labels = np.unique([sample.pid for sample in splits.train], return_inverse=True)
@@ -103,15 +103,14 @@ def limit(
         fused=not foreach,
     )
     amp = amp_type(config.precision, torch.device("cpu"))
+    loss = make_loss(model, config, len(classes))
 
     def step() -> None:
         with torch.autocast("cpu", amp, enabled=amp is not None):
             heads = network(pixels)
-        global_features = heads.before[:, model.head.global_features].float()
-        softmax = softmax_losses(heads.logits.float(), labels[part], config.smoothing)
-        triplet = batch_hard_triplet(world.gather(global_features), labels, config.margin)
+        total, _ = loss(heads, labels[part], gather=world.gather)
         optimizer.zero_grad(set_to_none=True)
-        (softmax.mean() + config.triplet * triplet.mean()).backward()
+        total.backward()
         optimizer.step()
 
     for _ in range(WARM_STEPS):

@@ -56,7 +56,6 @@ class Config:
     margin: float  # of the batch-hard triplet; 0 for the soft margin
     triplet: float  # weight of the triplet term, 0 leaves it out
     triplet_after: bool  # the triplet compares features of unit length after the neck, not those before it
-    triplet_from: float  # the epoch from which on there is a triplet term
     circle: float  # weight of the circle loss on the global features, margin 0.25, scale 64; 0 leaves it out
     contrast: float  # weight of the contrastive loss on every feature, temperature 0.1; 0 leaves it out
     center: float  # weight of the center loss on the global features, 0 leaves it out
@@ -83,7 +82,7 @@ class Config:
             _check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         _check(0 <= self.erase <= 1, "erase", "in [0, 1]", self.erase)
         for key in ("epochs", "warmup_epochs", "watch_epochs", "average_epochs", "pad", "lr_start", "lr_end", "triplet",
-                    "triplet_from", "circle", "contrast", "center", "distill", "margin"):  # fmt: skip
+                    "circle", "contrast", "center", "distill", "margin"):  # fmt: skip
             _check(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
         _check(bool(self.teacher) == (self.distill > 0), "teacher", "given with distill above 0, or neither",
                self.teacher)  # fmt: skip

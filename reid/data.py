@@ -27,10 +27,14 @@ def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
 
     Raises ReidError that names a file which cannot be read as a whole image.
     """
+    return np.asarray(open_image(path).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def open_image(path: str) -> Image.Image:
+    """RGB, upright. ReidError names a file that cannot be read as a whole image."""
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)  # telephones say which way is up beside the pixels
-            return np.asarray(upright.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
+            return ImageOps.exif_transpose(image).convert("RGB")  # telephones say which way is up beside the pixels
     except FileNotFoundError:
         raise ReidError(f"no image at {path}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

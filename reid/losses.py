@@ -57,14 +57,12 @@ class ReidLoss(nn.Module):
         labels: Tensor,
         *,
         taught: Tensor | None = None,
-        with_triplet: bool = True,
         gather: Callable[[Tensor], Tensor] = lambda rows: rows,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(what is minimised (), every term by head in float32: (F,) or, of global features, (G,)).
 
         heads of B images, labels (B,) in [0, classes). taught: the teacher's features after the neck, (B, F, D).
-        with_triplet: False counts the triplet term as 0. gather: rows of this process -> those of all; the terms that
-        compare images with each other see them all.
+        gather: rows of this process -> those of all; the terms that compare images with each other see them all.
         """
         if heads.logits is None:
             raise ValueError("a model without classes cannot be trained: num_classes is 0")
@@ -74,7 +72,7 @@ class ReidLoss(nn.Module):
             before, after = (gather(x[:, self.global_features].float()) for x in (heads.before, heads.after))
         if self.weights["triplet"]:
             compared = F.normalize(after, dim=2) if self.triplet_after else before
-            terms["triplet"] = batch_hard_triplet(compared, everyone, self.margin) * float(with_triplet)
+            terms["triplet"] = batch_hard_triplet(compared, everyone, self.margin)
         if self.weights["circle"]:
             terms["circle"] = circle_losses(after, everyone, CIRCLE_MARGIN, CIRCLE_SCALE)
         if self.weights["contrast"]:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from reid import backbones, distributed, tensors
 from reid.config import PretrainConfig, as_dict
+from reid.data import open_image
 from reid.distributed import World
 from reid.extract import pick_device
 from reid.loop import Step, Term, Training, check_same
@@ -355,7 +356,7 @@ class _Reader(Dataset[Any]):
         pixels = np.empty((len(task.paths), config.size, config.size, 3), np.uint8)
         try:
             for i, path in enumerate(task.paths):
-                image = read_image(path)
+                image = open_image(path)
                 if task.place is None:
                     pixels[i] = np.asarray(central(image, config.resize, config.size))
                 else:
@@ -374,17 +375,6 @@ def _as_it_is(batch: Any) -> Any:
 def _leave_ctrl_c_to_the_parent(_: int) -> None:
     """The terminal sends it to all; the parent finishes its step first, and then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def read_image(path: str) -> Image.Image:
-    """RGB. ReidError names a file that cannot be read as a whole image."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise ReidError(f"no image at {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ReidError(f"{path} is not a whole image ({error}): leave it out, or mend it") from None
 
 
 def central(image: Image.Image, resize: int, size: int) -> Image.Image:

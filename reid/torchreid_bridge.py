@@ -1,4 +1,4 @@
-"""The one place that imports torchreid (PyPI 0.2.5): its OSNet networks, and its `evaluate_rank` to compare with."""
+"""Where the program meets torchreid (PyPI 0.2.5): its OSNet networks, and its `evaluate_rank` to compare with."""
 
 from __future__ import annotations
 

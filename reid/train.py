@@ -165,19 +165,7 @@ class _Run(Training):
         )
         head = self.model.head
         self.global_names = [head.names[i] for i in head.global_features]
-        self.loss = ReidLoss(
-            head.global_features,
-            len(self.classes),
-            config.dim,
-            smoothing=config.smoothing,
-            margin=config.margin,
-            triplet=config.triplet,
-            triplet_after=config.triplet_after,
-            circle=config.circle,
-            contrast=config.contrast,
-            center=config.center,
-            distill=config.distill,
-        ).to(self.device)
+        self.loss = make_loss(self.model, config, len(self.classes)).to(self.device)
         self.teacher = self._load_teacher() if config.teacher else None
         self.average: dict[str, Tensor] = {}  # of the weights, over `averaged_steps` steps so far
         self.averaged_steps = 0
@@ -227,7 +215,7 @@ class _Run(Training):
         return lr_at(step, steps=self.steps, warmup=warmup, start=config.lr_start, peak=config.lr, end=config.lr_end)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> Step:
-        config, names = self.config, self.model.head.names
+        names = self.model.head.names
         pixels, labels = (x.to(self.device, non_blocking=True) for x in batch)
         taught = None
         with self.autocast():
@@ -239,7 +227,6 @@ class _Run(Training):
             heads,
             labels,
             taught=taught,
-            with_triplet=self.step >= config.triplet_from * self.epoch_steps,
             gather=self.world.gather,
         )
         terms = {
@@ -358,6 +345,23 @@ class _Run(Training):
 
         self.average = named("average.")
         self.loss.load_state_dict(named("loss."))
+
+
+def make_loss(model: ReidModel, config: Config, classes: int) -> ReidLoss:
+    """What a recipe minimises."""
+    return ReidLoss(
+        model.head.global_features,
+        classes,
+        config.dim,
+        smoothing=config.smoothing,
+        margin=config.margin,
+        triplet=config.triplet,
+        triplet_after=config.triplet_after,
+        circle=config.circle,
+        contrast=config.contrast,
+        center=config.center,
+        distill=config.distill,
+    )
 
 
 def spread(features: Tensor) -> Tensor:

@@ -114,8 +114,12 @@ def test_the_last_override_holds():
     ],
 )
 def test_a_wrong_override_is_one_line(override, message):
+    refused_in_one_line(ONE, override, message, Config)
+
+
+def refused_in_one_line(path, override, message, kind):
     with pytest.raises(ReidError, match=message) as caught:
-        recipes.load(ONE, [override])
+        recipes.load(path, [override], kind=kind)
     assert "\n" not in str(caught.value)
 
 
@@ -161,9 +165,7 @@ def test_a_wrong_recipe_is_one_line(tmp_path, text, message):
     ],
 )
 def test_a_wrong_override_of_the_other_kind_is_one_line(override, message):
-    with pytest.raises(ReidError, match=message) as caught:
-        recipes.load(IMAGENET, [override], kind=PretrainConfig)
-    assert "\n" not in str(caught.value)
+    refused_in_one_line(IMAGENET, override, message, PretrainConfig)
 
 
 def test_a_recipe_of_one_kind_is_not_taken_for_the_other():

@@ -118,9 +118,6 @@ def test_the_total_is_mean_softmax_and_weighted_mean_triplet():
     without, terms = loss_of()(heads, LABELS)
     torch.testing.assert_close(without, terms["softmax"].mean())
     assert set(terms) == {"softmax"}
-    later, terms = loss_of(triplet=0.7)(heads, LABELS, with_triplet=False)
-    torch.testing.assert_close(later, without)
-    assert not terms["triplet"].any()
 
 
 def test_every_term_enters_the_total_with_its_weight():
