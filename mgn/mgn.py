@@ -92,9 +92,11 @@ class MGN(nn.Module):
         for i, (branch, parts) in enumerate(zip(self.branches, (b.parts for b in self.table), strict=True)):
             x = branch(shared)  # (B, channels, h, w)
             power = self.power[i] if self.power is not None else None
-            features.append(self._stripes(x, 1, power))
-            if parts > 1:
-                features.append(self._stripes(x, parts, power))
+            stripes = self._stripes(x, parts, power)
+            if parts > 1:  # the greatest of the whole map is the greatest of its stripes' greatest
+                whole = stripes.amax(1, keepdim=True) if self.pool == "max" else self._stripes(x, 1, power)
+                features.append(whole)
+            features.append(stripes)
         return torch.cat(features, dim=1)
 
     def _stripes(self, x: Tensor, parts: int, power: Tensor | None) -> Tensor:

@@ -27,6 +27,7 @@ class Config:
     # network
     backbone: str  # key of reid.backbones.BACKBONES
     pretrained: str  # file to start from: weights of the backbone, or a model of this program; "" for none
+    frozen: int  # first parts of the trunk that keep the weights and statistics they start with
     branches: list[list[int]]  # MGN's table: [parts, last stride] a branch
     dim: int  # values a feature; the embedding has features x dim
     pool: str  # max, avg or gem
@@ -38,6 +39,7 @@ class Config:
     flip: float  # probability of the mirror image
     erase: float  # probability of random erasing
     jitter: float  # brightness, contrast, saturation and each colour are scaled by up to 1 +- so much
+    restyle: float  # probability that the colours' means and deviations move towards those of another camera's image
     # batch
     p: int  # identities a batch
     k: int  # images of each
@@ -80,8 +82,9 @@ class Config:
         _check(self.k >= 2, "k", "at least 2 (a triplet needs a second image)", self.k)
         for key in ("height", "width", "dim"):
             _check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
-        _check(0 <= self.erase <= 1, "erase", "in [0, 1]", self.erase)
-        for key in ("epochs", "warmup_epochs", "watch_epochs", "average_epochs", "pad", "lr_start", "lr_end", "triplet",
+        for key in ("erase", "restyle"):
+            _check(0 <= getattr(self, key) <= 1, key, "in [0, 1]", getattr(self, key))
+        for key in ("frozen", "epochs", "warmup_epochs", "watch_epochs", "average_epochs", "pad", "lr_start", "lr_end", "triplet",
                     "circle", "contrast", "center", "distill", "margin"):  # fmt: skip
             _check(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
         _check(bool(self.teacher) == (self.distill > 0), "teacher", "given with distill above 0, or neither",

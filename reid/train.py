@@ -154,7 +154,12 @@ class _Run(Training):
         if start:
             self.model.start_from(start, config.pretrained)
         check_input_size(self.model)
-        self.model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.frozen > len(self.model.head.trunk):
+            raise ReidError(f"frozen={config.frozen}: the trunk of {config.backbone} has {len(self.model.head.trunk)} "
+                            "parts")  # fmt: skip
+        self.model.head.trunk[: config.frozen].requires_grad_(False)
+        self._training_mode()
         self.optimizer = torch.optim.SGD(
             [p for p in self.model.parameters() if p.requires_grad],
             lr=config.lr,
@@ -169,6 +174,10 @@ class _Run(Training):
         self.teacher = self._load_teacher() if config.teacher else None
         self.average: dict[str, Tensor] = {}  # of the weights, over `averaged_steps` steps so far
         self.averaged_steps = 0
+
+    def _training_mode(self) -> None:
+        self.model.train()
+        self.model.head.trunk[: self.config.frozen].eval()
 
     def _load_teacher(self) -> ReidModel:
         teacher = load_model(self.config.teacher)
@@ -201,6 +210,8 @@ class _Run(Training):
             flip=config.flip,
             erase=config.erase,
             jitter=config.jitter,
+            restyle=config.restyle,
+            camids=[self.samples[p].camid for p in positions],
             fill=[round(255 * value) for value in MEAN],
             part=part,
         )
@@ -300,7 +311,7 @@ class _Run(Training):
             if self.config.holdout and scores.get("mAP", -1.0) > self.best_mAP:
                 self.best_mAP = scores["mAP"]
                 self._save_model(self.output / "best.safetensors")
-        self.model.train()
+        self._training_mode()
         if self.config.holdout and not scores:
             raise ReidError(
                 "no held-out identity was seen by two cameras, so no checkpoint can be chosen on them: "
