@@ -63,6 +63,7 @@ class Config:
     center: float  # weight of the center loss on the global features, 0 leaves it out
     teacher: str  # model file whose features, image by image, are to be matched; "" for none
     distill: float  # weight of the distance to the teacher's features
+    views: int  # so many epochs of crops are taught, then they come again; 0: the teacher sees new ones to the end
     # selection
     holdout: float  # share of the training identities kept apart to choose the best checkpoint; 0: the last one
     watch_epochs: int  # every so many epochs, each head's Rank-1 on held-out (or training) identities; 0: never
@@ -84,11 +85,12 @@ class Config:
             _check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         for key in ("erase", "restyle"):
             _check(0 <= getattr(self, key) <= 1, key, "in [0, 1]", getattr(self, key))
-        for key in ("frozen", "epochs", "warmup_epochs", "watch_epochs", "average_epochs", "pad", "lr_start", "lr_end", "triplet",
+        for key in ("frozen", "views", "epochs", "warmup_epochs", "watch_epochs", "average_epochs", "pad", "lr_start", "lr_end", "triplet",
                     "circle", "contrast", "center", "distill", "margin"):  # fmt: skip
             _check(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
         _check(bool(self.teacher) == (self.distill > 0), "teacher", "given with distill above 0, or neither",
                self.teacher)  # fmt: skip
+        _check(bool(self.teacher) or not self.views, "views", "0 without a teacher", self.views)
         _check(self.pad < self.height, "pad", f"less than the height, {self.height}", self.pad)
         table_fits = self.branches and all(len(b) == 2 and b[0] >= 1 and b[1] in (1, 2) for b in self.branches)
         _check(bool(table_fits), "branches", "a list of [parts >= 1, last stride 1 or 2]", self.branches)

@@ -172,6 +172,7 @@ class _Run(Training):
         self.global_names = [head.names[i] for i in head.global_features]
         self.loss = make_loss(self.model, config, len(self.classes)).to(self.device)
         self.teacher = self._load_teacher() if config.teacher else None
+        self.lessons: dict[int, Tensor] = {}  # step of the first `views` epochs -> the teacher's features
         self.average: dict[str, Tensor] = {}  # of the weights, over `averaged_steps` steps so far
         self.averaged_steps = 0
 
@@ -198,6 +199,7 @@ class _Run(Training):
     def make_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, H, W) uint8 in channels-last memory and labels (B,), this process's part of one step's."""
         config = self.config
+        step = self._view(step)
         epoch, i = divmod(step, self.epoch_steps)
         if self._epoch_batches[0] != epoch:
             self._epoch_batches = (epoch, self._batches(epoch))
@@ -220,6 +222,23 @@ class _Run(Training):
             pixels, labels = pixels.pin_memory(), labels.pin_memory()
         return pixels.permute(0, 3, 1, 2), labels
 
+    def _view(self, step: int) -> int:
+        """The step whose batch this one has: itself, or one of the first `views` epochs."""
+        return step % (self.config.views * self.epoch_steps) if self.config.views else step
+
+    @torch.no_grad()
+    def _taught(self, pixels: Tensor) -> Tensor | None:
+        """The teacher's features of this step's images; those of a batch that comes again are kept, in half floats."""
+        if self.teacher is None:
+            return None
+        view = self._view(self.step)
+        if view in self.lessons:
+            return self.lessons[view].float()
+        features = self.teacher.features(pixels).half()
+        if self.config.views:
+            self.lessons[view] = features
+        return features.float()
+
     def rate(self, step: int) -> float:
         config = self.config
         warmup = round(config.warmup_epochs * self.epoch_steps)
@@ -228,12 +247,9 @@ class _Run(Training):
     def losses(self, batch: tuple[Tensor, Tensor]) -> Step:
         names = self.model.head.names
         pixels, labels = (x.to(self.device, non_blocking=True) for x in batch)
-        taught = None
         with self.autocast():
             heads = self.network(pixels)
-            if self.teacher:
-                with torch.no_grad():
-                    taught = self.teacher.features(pixels)
+            taught = self._taught(pixels)
         total, losses = self.loss(
             heads,
             labels,

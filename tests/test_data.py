@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid.data import augment, erasing_box, identity, load_pixels, prefetch, read_image, read_images
+from reid.data import augment, erasing_box, identity, load_pixels, prefetch, read_image, read_images, restyled
 from reid.types import ReidError
 
 SIZE = (32, 16)
@@ -264,6 +264,36 @@ def test_augmentation_is_a_function_of_its_generator():
     first = run(drawn(), 5, **options)
     assert np.array_equal(run(drawn(), 5, **options), first)
     assert not np.array_equal(run(drawn(), 6, **options), first)
+
+
+def test_restyling_moves_means_and_deviations_to_the_others():
+    rng = np.random.default_rng(0)
+    image, other = (rng.normal(mean, deviation, (64, 32, 3)) for mean, deviation in ((90, 12), ((140, 120, 100), 20)))
+    image, other = (x.clip(0, 255).astype(np.uint8) for x in (image, other))
+    whole = restyled(image, other, 1.0)
+    np.testing.assert_allclose(whole.mean((0, 1)), other.mean((0, 1)), atol=0.6)  # pixels are rounded
+    np.testing.assert_allclose(whole.std((0, 1)), other.std((0, 1)), rtol=0.03)
+    half = (image.mean((0, 1)) + other.mean((0, 1))) / 2
+    np.testing.assert_allclose(restyled(image, other, 0.5).mean((0, 1)), half, atol=0.6)
+    assert np.array_equal(restyled(image, other, 0.0), image)
+    assert np.array_equal(restyled(np.zeros_like(image), image, 0.0), np.zeros_like(image)), "one flat colour"
+
+
+def test_images_take_the_style_of_another_camera_only():
+    """Dark images of camera 1, bright ones of camera 2: what is restyled lies between, and one camera stays as it is."""
+    images = [np.full((*SIZE, 3), value, np.uint8) for value in (40, 40, 200, 200)] * 50
+    cameras = [1, 1, 2, 2] * 50
+
+    def restyle(probability, camids):
+        rng = np.random.default_rng(0)
+        options = dict(pad=0, flip=0.0, erase=0.0, fill=FILL)
+        return augment(images, rng, restyle=probability, camids=camids, **options).mean((1, 2, 3))
+
+    moved = restyle(1.0, cameras) - np.mean(images, (1, 2, 3))
+    assert (moved[np.array(cameras) == 1] >= 0).all() and (moved[np.array(cameras) == 2] <= 0).all()
+    assert np.abs(moved).mean() == pytest.approx(80, abs=10), "half of the way on average"
+    assert (restyle(0.3, cameras) != np.mean(images, (1, 2, 3))).mean() == pytest.approx(0.3, abs=0.08)
+    assert np.array_equal(restyle(1.0, [1] * 200), np.mean(images, (1, 2, 3)))
 
 
 # ---- prefetching

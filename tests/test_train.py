@@ -277,6 +277,42 @@ def test_a_teacher_is_followed(samples: list[Sample], tmp_path: Path) -> None:
         train(samples, recipe(*words, "dim=8"), tmp_path / "other", progress=False)
 
 
+def test_a_batch_that_comes_again_is_taught_once(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher sees `views` epochs of four steps; what it said of them is as good as asking again, also resumed."""
+    teacher = train(samples, recipe("epochs=1"), tmp_path / "teacher", progress=False).path
+    words = (f"teacher={teacher}", "distill=5.0", "epochs=4", "seed=1")
+    config = recipe(*words, "views=2")
+    run = training._Run(samples, config, tmp_path / "whole", "", World(), torch.device("cpu"), False)
+    run.prepare()
+    assert run.teacher is not None
+    asked = []
+    features = run.teacher.features
+    monkeypatch.setattr(run.teacher, "features", lambda pixels: asked.append(pixels) or features(pixels))
+    run.run(None)
+    assert len(asked) == 2 * run.epoch_steps
+    for now, then in zip(run.make_batch(1), run.make_batch(1 + 2 * run.epoch_steps), strict=True):
+        assert torch.equal(now, then)
+    run._finish()
+    with pytest.raises(Interrupted):
+        train(samples, config, tmp_path / "parts", progress=False, stop_after=13)
+    again = weights(train(samples, config, tmp_path / "parts", progress=False).path)
+    assert all(torch.equal(value, again[name]) for name, value in weights(tmp_path / "whole/model.safetensors").items())
+
+
+def test_frozen_parts_keep_weights_and_statistics(samples: list[Sample], tmp_path: Path) -> None:
+    start = train(samples, recipe("epochs=1"), tmp_path / "start", progress=False).path
+    config = recipe("frozen=2", f"pretrained={start}", "seed=1")
+    before, after = weights(start), weights(train(samples, config, tmp_path / "run", progress=False).path)
+    frozen = [name for name in before if name.startswith(("head.trunk.0.", "head.trunk.1."))]
+    assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+    moved = [name for name in before if name.startswith("head.trunk.2.") and before[name].is_floating_point()]
+    assert moved and not any(torch.equal(before[name], after[name]) for name in moved)
+    with pytest.raises(ReidError, match="frozen=4: the trunk of scgnet_s has 3 parts"):
+        train(samples, recipe("frozen=4"), tmp_path / "more", progress=False)
+
+
 def test_the_model_is_the_mean_of_the_last_weights(samples: list[Sample], tmp_path: Path) -> None:
     """The mean over the steps of the last epoch, also where the run is stopped among them."""
     config = recipe("epochs=2", "average_epochs=1")
