@@ -3,7 +3,7 @@
 
     python run_reid.py                                    the main job on people that the program draws itself
     python run_reid.py --dataset market1501 --data-root DIR
-    python run_reid.py COMMAND --help                     train, evaluate, compare, index, search, check-data, pretrain
+    python run_reid.py COMMAND --help                     train, evaluate, compare, index, search, check-data, pack, pretrain
 
 The main job reads and checks a data set, trains by its recipe (configs/), embeds query and gallery, evaluates, builds
 a searchable gallery and writes a report. Interrupted, the same command goes on where it was.
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-da
     from reid.train import Trained
 
 CONFIGS = Path(__file__).parent / "configs"
+DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "scgnet_s.safetensors"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -110,7 +111,8 @@ def index_command(args: argparse.Namespace) -> None:
         raise ReidError("index takes either image files and folders, or --dataset NAME")
     samples: Sequence[Sample | Path] = read_data(args).gallery if args.dataset else find_images(args.images)
     paths = [os.path.abspath(s.path if isinstance(s, Sample) else s) for s in samples]
-    embedder = load_embedder(args.weights, args)
+    weights = Path(args.weights or default_weights())
+    embedder = load_embedder(weights, args)
     gallery = open_gallery(Path(args.gallery), embedder)
     new = [i for i, path in enumerate(paths) if gallery is None or path not in gallery]
     bad = find_bad(paths[i] for i in new)
@@ -118,7 +120,7 @@ def index_command(args: argparse.Namespace) -> None:
         refuse_or_tell(bad, args.skip_bad)
         new = [i for i in new if paths[i] not in bad]
     if gallery is None:
-        gallery = create_gallery(Path(args.gallery), embedder, Path(args.weights))
+        gallery = create_gallery(Path(args.gallery), embedder, weights)
     scratch = gallery.path.with_name(f".{gallery.path.name}-embedding") / "new.npy"  # an interrupted index goes on here
     vectors = embedder.embed([paths[i] for i in new], save=scratch, progress=True)
     chosen = [samples[i] for i in new]
@@ -138,10 +140,7 @@ def search_command(args: argparse.Namespace) -> None:
     from reid.pictures import Tile, draw_search
 
     gallery = Gallery.open(args.gallery)
-    weights = args.weights or gallery.model_path
-    if weights is None:
-        raise ReidError(f"gallery {args.gallery} does not hold its model: give it with --weights")
-    embedder = load_embedder(weights, args)
+    embedder = load_embedder(args.weights or gallery.model_path or default_weights(), args)
     gallery.check_model(embedder.fingerprint)
     ranking = gallery.search(embedder.embed([args.query]), args.top_k, exclude_camids=args.exclude_camera)
     found = [
@@ -166,6 +165,16 @@ def check_data_command(args: argparse.Namespace) -> int:
     found = examine(read_data(args, warn=False))
     print(json.dumps(found.as_dict(), indent=2) if args.json else "\n".join(found.lines()))
     return 0 if found.ok else 1
+
+
+def pack_command(args: argparse.Namespace) -> None:
+    """Writes a model as it is given away: half floats, without the classifier of its training identities."""
+    from reid.model import load_model, save_model
+
+    if Path(args.output).exists():
+        raise ReidError(f"{args.output} exists already: delete it, or name another file")
+    save_model(load_model(args.weights), args.output, classifier=False, half=True)
+    print(f"{args.output}: {Path(args.output).stat().st_size:,} bytes")
 
 
 def pretrain_command(args: argparse.Namespace) -> None:
@@ -281,6 +290,12 @@ def refuse_or_tell(bad: dict[str, str], skip_bad: bool) -> str:
     line = f"left out {len(bad)} unreadable image(s): {some}{more}"
     print(f"warning: {line}", file=sys.stderr)
     return line
+
+
+def default_weights() -> Path:
+    """The small model that comes with the program."""
+    print(f"model: weights/{DEFAULT_WEIGHTS.name}, since no --weights is given", file=sys.stderr)
+    return DEFAULT_WEIGHTS
 
 
 def load_embedder(weights: str | Path, args: argparse.Namespace) -> Embedder:
@@ -567,7 +582,8 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, and folders of them")
     add_data(parser)
-    parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors")
+    parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors (default: the small one that "
+                        "comes with the program)")  # fmt: skip
     parser.add_argument("--gallery", metavar="DIR", required=True, help="made if absent; else new images are added")
     add_common(parser)
 
@@ -588,6 +604,11 @@ def add_check_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
 
 
+def add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", metavar="MODEL", help="a trained model.safetensors")
+    parser.add_argument("output", metavar="FILE", help="the file to write")
+
+
 def add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", metavar="DIR", required=True, help="the folder that holds train/ and val/")
     add_recipe(parser, "configs/imagenet.yaml")
@@ -602,6 +623,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[
     "index": (index_command, add_index),
     "search": (search_command, add_search),
     "check-data": (check_data_command, add_check_data),
+    "pack": (pack_command, add_pack),
     "pretrain": (pretrain_command, add_pretrain),
 }
 

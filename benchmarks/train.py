@@ -17,6 +17,7 @@ A figure is the median of the rounds, a ratio that of two medians.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -76,7 +77,7 @@ def limit(
     from reid.loop import amp_type
     from reid.model import ReidModel, make_card
     from reid.sampler import pk_batches
-    from reid.train import make_loss
+    from reid.train import make_loss, make_optimizer
 
     world = distributed.join()
     classes, all_labels = np.unique([sample.pid for sample in splits.train], return_inverse=True)
@@ -93,15 +94,11 @@ def limit(
         pixels = pixels.contiguous()
     network: Any = torch.nn.parallel.DistributedDataParallel(model) if world.size > 1 else model
     network = torch.compile(network) if compiled else network
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr_start,  # a rate that a batch seen again and again can bear
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        foreach=foreach,
-        fused=not foreach,
-    )
+    # a rate that a batch seen again and again can bear
+    optimizer = make_optimizer(model, dataclasses.replace(config, lr=config.lr_start))
+    if foreach:
+        for group in optimizer.param_groups:
+            group.update(foreach=True, fused=False)
     amp = amp_type(config.precision, torch.device("cpu"))
     loss = make_loss(model, config, len(classes))
 
@@ -128,8 +125,6 @@ def loop(splits: Splits, config: recipes.Config, seconds: float, *, rate: float)
 
     data_wait: share of the time in which it waited for data.
     """
-    import dataclasses
-
     from reid.train import train
 
     epochs = 1 + max(1, math.ceil(seconds * rate / len(splits.train)))

@@ -160,14 +160,7 @@ class _Run(Training):
                             "parts")  # fmt: skip
         self.model.head.trunk[: config.frozen].requires_grad_(False)
         self._training_mode()
-        self.optimizer = torch.optim.SGD(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(self.model, config)
         head = self.model.head
         self.global_names = [head.names[i] for i in head.global_features]
         self.loss = make_loss(self.model, config, len(self.classes)).to(self.device)
@@ -389,6 +382,15 @@ def make_loss(model: ReidModel, config: Config, classes: int) -> ReidLoss:
         center=config.center,
         distill=config.distill,
     )
+
+
+def make_optimizer(model: ReidModel, config: Config) -> torch.optim.Optimizer:
+    """What takes a recipe's steps: SGD (BagOfTricks, MGN), or AdamW (Loshchilov and Hutter, ICLR 2019)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(trained, betas=(config.momentum, 0.999), **options)
+    return torch.optim.SGD(trained, momentum=config.momentum, nesterov=config.nesterov, **options)
 
 
 def spread(features: Tensor) -> Tensor:

@@ -204,6 +204,36 @@ def test_index_folders_then_search(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "people", f"search-{images[3].stem}.png"]
 
 
+def test_without_weights_the_small_model_of_the_program_is_used_and_named(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_reid, "DEFAULT_WEIGHTS", run / "model.safetensors")
+    query = next((root / "synthetic/query").iterdir())
+    assert run_reid.main(["index", str(root / "synthetic/query"), "--gallery", str(tmp_path / "people")]) == 0
+    assert capsys.readouterr().err.startswith("model: weights/model.safetensors, since no --weights is given\n")
+    (copy,) = (tmp_path / "people").glob("model*.safetensors")
+    assert copy.read_bytes() == (run / "model.safetensors").read_bytes()
+    words = ["search", str(tmp_path / "people"), str(query), "--json", "--picture", str(tmp_path / "p.png")]
+    assert run_reid.main(words) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)[0]["path"] == str(query)
+    assert "model:" not in told.err, "the gallery has a copy of it"
+
+
+def test_a_packed_model_is_half_the_size_and_finds_the_same(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, packed = run / "model.safetensors", tmp_path / "small.safetensors"
+    assert run_reid.main(["pack", str(whole), str(packed)]) == 0
+    assert capsys.readouterr().out == f"{packed}: {packed.stat().st_size:,} bytes\n"
+    assert packed.stat().st_size < 0.55 * whole.stat().st_size
+    words = ["evaluate", "--data-root", root, "--weights", packed, "--output", tmp_path / "e"]
+    assert run_reid.main([str(word) for word in words]) == 0
+    before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "e"))
+    assert after["mAP"] == pytest.approx(before["mAP"], abs=0.01)
+    assert "exists already" in refused(capsys, "pack", whole, packed)
+
+
 def test_search_leaves_a_camera_out_and_keeps_top_k_full(
     run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
