@@ -85,6 +85,22 @@ class MGN(nn.Module):
         """Positions, among the F features, of those of a whole map: the ones that the triplet loss compares."""
         return [i for i, name in enumerate(self.names) if name.endswith("global")]
 
+    @torch.no_grad()
+    def start_from(self, other: MGN) -> None:
+        """Takes over trunk, branches and features, all but the classifier, of a head that has this one's branches and
+        perhaps more, and the same pooling and neck."""
+        self.trunk.load_state_dict(other.trunk.state_dict())
+        places = [other.table.index(branch) for branch in self.table]
+        for mine, place in zip(self.branches, places, strict=True):
+            mine.load_state_dict(other.branches[place].state_dict())
+        if self.power is not None and other.power is not None:
+            self.power.copy_(other.power[places])
+        rows = [other.names.index(name) for name in self.names]
+        self.reduction.copy_(other.reduction[rows])
+        for name, value in other.neck.state_dict().items():
+            chosen = value.view(len(other.names), -1)[rows].flatten() if value.dim() else value
+            self.neck.state_dict()[name].copy_(chosen)
+
     def pooled(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised pixels -> (B, F, channels)."""
         shared = self.trunk(images)

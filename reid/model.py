@@ -80,12 +80,17 @@ class ReidModel(nn.Module):
         return described.hexdigest()[:16]
 
     def start_from(self, other: ReidModel, name: str) -> None:
-        """Takes over every weight but the classifier's. ReidError, which calls it `name`, where the shapes differ."""
-        mine, theirs = (m.card["architecture"] for m in (self, other))
+        """Takes over every weight but the classifier's, from a model that has this one's branches and perhaps more.
+
+        ReidError, which calls it `name`, where it lacks a branch or differs otherwise.
+        """
+        mine, theirs = (dict(m.card["architecture"]) for m in (self, other))
+        if all(branch in theirs["branches"] for branch in mine["branches"]):
+            theirs["branches"] = mine["branches"]
         if mine != theirs:
             told = ", ".join(f"{key} {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key])
             raise ReidError(f"{name} is a model of another architecture ({told})")
-        self.load_state_dict(_without_classifier(other.state_dict()), strict=False)
+        self.head.start_from(other.head)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """RGB (B, 3, H, W), uint8 or [0, 1] -> zero mean, unit variance by the card."""

@@ -170,3 +170,20 @@ def test_under_autocast_features_and_logits_stay_float32():
 def test_unknown_options_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         make_head(**options)
+
+
+@pytest.mark.parametrize("pool", ["max", "gem"])
+def test_a_head_starts_from_another_with_more_branches(pool):
+    whole = make_head(pool=pool)
+    settle(whole)
+    if whole.power is not None:
+        nn.init.uniform_(whole.power, 2.0, 4.0)
+    fewer = make_head(pool=pool, branches=[mgn.BRANCHES[2], mgn.BRANCHES[0]])
+    settle(fewer)
+    fewer.start_from(whole)
+    whole, fewer = whole.eval(), fewer.eval()
+    x = torch.randn(2, 3, 384, 128)
+    rows = [NAMES.index(name) for name in fewer.names]
+    assert fewer.names == [*NAMES[4:], NAMES[0]]
+    for mine, theirs in zip(fewer.features(x), whole.features(x), strict=True):
+        torch.testing.assert_close(mine, theirs[:, rows])
