@@ -62,7 +62,7 @@ class Config:
     circle: float  # weight of the circle loss on the global features, margin 0.25, scale 64; 0 leaves it out
     contrast: float  # weight of the contrastive loss on every feature, temperature 0.1; 0 leaves it out
     center: float  # weight of the center loss on the global features, 0 leaves it out
-    teacher: str  # model file whose features, image by image, are to be matched; "" for none
+    teacher: str  # model file whose features of each crop, at its own input size, are to be matched; "" for none
     distill: float  # weight of the distance to the teacher's features
     views: int  # so many epochs of crops are taught, then they come again; 0: the teacher sees new ones to the end
     # selection
@@ -87,8 +87,8 @@ class Config:
             _check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         for key in ("erase", "restyle"):
             _check(0 <= getattr(self, key) <= 1, key, "in [0, 1]", getattr(self, key))
-        for key in ("frozen", "views", "epochs", "warmup_epochs", "watch_epochs", "average_epochs", "pad", "lr_start", "lr_end", "triplet",
-                    "circle", "contrast", "center", "distill", "margin"):  # fmt: skip
+        for key in ("frozen", "views", "epochs", "warmup_epochs", "watch_epochs", "average_epochs", "pad", "lr_start",
+                    "lr_end", "triplet", "circle", "contrast", "center", "distill", "margin"):  # fmt: skip
             _check(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
         _check(bool(self.teacher) == (self.distill > 0), "teacher", "given with distill above 0, or neither",
                self.teacher)  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reid import distributed
@@ -124,7 +125,7 @@ class _Run(Training):
         self.ready(config.precision, synchronise=config.sync_batch_norm)
         paths = sorted({sample.path for sample in [*self.samples, *self.watched]})
         self.row = {path: i for i, path in enumerate(paths)}
-        size = (config.height, config.width)
+        size = self.teacher.input_size if self.teacher else self.model.input_size
         cache = config.cache if self.world.size == 1 else "disk"  # one copy for all processes
         with self.world.first_goes_first():
             self.pixels = load_pixels(paths, size, cache=cache, folder=self.output, progress=self.progress)
@@ -176,13 +177,11 @@ class _Run(Training):
     def _load_teacher(self) -> ReidModel:
         teacher = load_model(self.config.teacher)
         mine, theirs = (
-            f"{len(m.head.names)} features of {m.card['architecture']['dim']} at {m.input_size[0]}x{m.input_size[1]}"
-            for m in (self.model, teacher)
+            f"{', '.join(m.head.names)} of {m.card['architecture']['dim']} values" for m in (self.model, teacher)
         )
         if mine != theirs:
             raise ReidError(
-                f"{self.config.teacher} teaches {theirs}, the recipe has {mine}: "
-                "branches, dim, height and width have to agree"
+                f"{self.config.teacher} teaches {theirs}, the recipe has {mine}: branches and dim have to agree"
             )
         return teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -190,7 +189,8 @@ class _Run(Training):
         return pk_batches(self.labels, self.config.p, self.config.k, self.config.seed, epoch)
 
     def make_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H, W) uint8 in channels-last memory and labels (B,), this process's part of one step's."""
+        """Pixels (B, 3, H, W) uint8 in channels-last memory, of the teacher's size where there is one, and labels (B,):
+        this process's part of one step's."""
         config = self.config
         step = self._view(step)
         epoch, i = divmod(step, self.epoch_steps)
@@ -201,7 +201,7 @@ class _Run(Training):
         images = augment(
             [self.pixels[self.row[self.samples[p].path]] for p in positions],
             np.random.default_rng([config.seed, step, 1]),
-            pad=config.pad,
+            pad=round(config.pad * self.pixels.shape[1] / config.height),
             flip=config.flip,
             erase=config.erase,
             jitter=config.jitter,
@@ -214,6 +214,13 @@ class _Run(Training):
         if self.device.type == "cuda":
             pixels, labels = pixels.pin_memory(), labels.pin_memory()
         return pixels.permute(0, 3, 1, 2), labels
+
+    def _fit(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8, brought from the teacher's size to the model's."""
+        size = self.model.input_size
+        if pixels.shape[2:] == size:
+            return pixels
+        return F.interpolate(pixels, size, mode="bilinear", antialias=True)
 
     def _view(self, step: int) -> int:
         """The step whose batch this one has: itself, or one of the first `views` epochs."""
@@ -241,7 +248,7 @@ class _Run(Training):
         names = self.model.head.names
         pixels, labels = (x.to(self.device, non_blocking=True) for x in batch)
         with self.autocast():
-            heads = self.network(pixels)
+            heads = self.network(self._fit(pixels))
             taught = self._taught(pixels)
         total, losses = self.loss(
             heads,
@@ -314,9 +321,9 @@ class _Run(Training):
         last = epoch == self.config.epochs
         if not self.watched or not every or (epoch % every and not last):
             return None
-        pixels = self.pixels[[self.row[sample.path] for sample in self.watched]]
+        pixels = torch.from_numpy(self.pixels[[self.row[sample.path] for sample in self.watched]]).permute(0, 3, 1, 2)
         with self._averaged():
-            scores = watch(self.model, self.watched, pixels, self.device)
+            scores = watch(self.model, self.watched, self._fit(pixels).permute(0, 2, 3, 1).numpy(), self.device)
             if self.config.holdout and scores.get("mAP", -1.0) > self.best_mAP:
                 self.best_mAP = scores["mAP"]
                 self._save_model(self.output / "best.safetensors")

@@ -131,7 +131,10 @@ def refused_in_one_line(path, override, message, kind):
         ("- a\n- b\n", "must hold `key: value` lines"),
         ("a: [1", "mine.yaml cannot be read as YAML"),
         ("a: 1\n", "mine.yaml: unknown key 'a'; the keys are backbone"),
-        ("backbone: scgnet_s\nepochs: 3\n", "mine.yaml lacks pretrained, frozen, branches, .* a recipe is whole in itself"),
+        (
+            "backbone: scgnet_s\nepochs: 3\n",
+            "mine.yaml lacks pretrained, frozen, .* a recipe is whole in itself",
+        ),
         (ONE.read_text().replace("epochs:", "epocs:", 1), "mine.yaml: unknown key 'epocs'"),
         ("seed: x\n", "mine.yaml: seed must be of type int, not 'x'"),
         ("x: !!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),

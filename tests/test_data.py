@@ -280,7 +280,7 @@ def test_restyling_moves_means_and_deviations_to_the_others():
 
 
 def test_images_take_the_style_of_another_camera_only():
-    """Dark images of camera 1, bright ones of camera 2: what is restyled lies between, and one camera stays as it is."""
+    """Dark images of camera 1, bright ones of camera 2: what is restyled lies between; one camera alone stays."""
     images = [np.full((*SIZE, 3), value, np.uint8) for value in (40, 40, 200, 200)] * 50
     cameras = [1, 1, 2, 2] * 50
 

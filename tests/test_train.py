@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -273,8 +274,28 @@ def test_a_teacher_is_followed(samples: list[Sample], tmp_path: Path) -> None:
     words = (f"teacher={teacher}", "distill=50.0", "triplet=0", "epochs=10", "seed=1")
     rows = train(samples, recipe(*words), tmp_path / "pupil", progress=False).history
     assert rows[-1]["losses"]["distill"] < 0.8 * rows[0]["losses"]["distill"]
-    with pytest.raises(ReidError, match="teaches 8 features of 16 at 64x32, the recipe has 8 features of 8 at 64x32"):
+    with pytest.raises(ReidError, match=r"teaches b1-global, .* 16 values, the recipe has b1-global, .* 8 values"):
         train(samples, recipe(*words, "dim=8"), tmp_path / "other", progress=False)
+
+
+def test_a_teacher_sees_the_same_crop_at_its_own_size(samples: list[Sample], tmp_path: Path) -> None:
+    """A pupil of half the size: its crops are the teacher's, resized; without padding, the images as they are."""
+    teacher = train(samples, recipe("epochs=0"), tmp_path / "teacher", progress=False).path
+    config = recipe(
+        f"teacher={teacher}", "distill=1.0", "height=32", "width=32", "pad=2", "branches=[[1, 2]]", "erase=0"
+    )
+    with pytest.raises(ReidError, match="the recipe has b1-global of 16 values"):
+        train(samples, config, tmp_path / "fewer", progress=False)
+    one = train(samples, recipe("epochs=0", "branches=[[1, 2]]"), tmp_path / "one", progress=False).path
+    run = training._Run(samples, dataclasses.replace(config, teacher=str(one)), tmp_path / "pupil", "", World(),
+                        torch.device("cpu"), False)  # fmt: skip
+    run.prepare()
+    pixels, _ = run.make_batch(0)
+    assert pixels.shape == (8, 3, 64, 32)
+    assert run._fit(pixels).shape == (8, 3, 32, 32)
+    black = (pixels == 0).all((1, 3)).sum(1)
+    assert 0 < black.max() <= 4, "twice the pupil's padding"
+    assert np.isfinite(run.go(None).history[-1]["losses"]["distill"])
 
 
 def test_a_batch_that_comes_again_is_taught_once(
