@@ -50,9 +50,8 @@ class Config:
     lr: float  # then half a cosine to lr_end
     lr_end: float  # lr itself for a constant rate
     average_epochs: int  # the model is the mean of the weights over so many last epochs; 0: the last ones
-    optimizer: str  # sgd or adamw
-    momentum: float  # of adamw the first beta
-    nesterov: bool  # of sgd
+    momentum: float
+    nesterov: bool
     weight_decay: float
     # losses
     smoothing: float  # label smoothing
@@ -78,7 +77,6 @@ class Config:
         _check_shared(self)
         _check(self.cache in ("auto", "memory", "disk"), "cache", "auto, memory or disk", self.cache)
         _check(self.pool in ("max", "avg", "gem"), "pool", "max, avg or gem", self.pool)
-        _check(self.optimizer in ("sgd", "adamw"), "optimizer", "sgd or adamw", self.optimizer)
         _check(self.neck in ("bnneck", "relu"), "neck", "bnneck or relu", self.neck)
         _check(0 <= self.holdout < 1, "holdout", "in [0, 1)", self.holdout)
         _check(self.p >= 2, "p", "at least 2 (a triplet needs a second identity)", self.p)

@@ -178,8 +178,7 @@ class Training(ABC):
         extra, words = self.state()
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self.trained:
-            for kind, value in self.optimizer.state[parameter].items():
-                state[f"optimizer.{kind}.{name}"] = value
+            state[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
         text = {"run": self.of, "step": self.step, "steps": self.steps, "seconds": self.seconds,
                 "scaler": self.scaler.state_dict(), "processes": self.world.size, **words}  # fmt: skip
         tensors.write(self.checkpoint_file, "checkpoint", {**state, **extra}, text)
@@ -188,14 +187,9 @@ class Training(ABC):
         state, text = tensors.read(self.checkpoint_file, "checkpoint")
         check_same(self.of, text["run"], self.checkpoint_file)
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-        parameters = dict(self.trained)
-        for key, value in state.items():
-            if key.startswith("optimizer."):
-                _, kind, name = key.split(".", 2)
-                parameter = parameters[name]
-                # in the parameter's memory format, or one number
-                buffer = torch.empty_like(parameter).copy_(value) if value.dim() else value.to(self.device)
-                self.optimizer.state[parameter][kind] = buffer
+        for name, parameter in self.trained:
+            buffer = torch.empty_like(parameter).copy_(state[f"momentum.{name}"])  # in the parameter's memory format
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.step, self.seconds = text["step"], text["seconds"]
         self.scaler.load_state_dict(text["scaler"])
         self.load_state(state, text)

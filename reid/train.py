@@ -391,13 +391,16 @@ def make_loss(model: ReidModel, config: Config, classes: int) -> ReidLoss:
     )
 
 
-def make_optimizer(model: ReidModel, config: Config) -> torch.optim.Optimizer:
-    """What takes a recipe's steps: SGD (BagOfTricks, MGN), or AdamW (Loshchilov and Hutter, ICLR 2019)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    lr, decay = config.lr, config.weight_decay
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(trained, lr, (config.momentum, 0.999), weight_decay=decay, fused=True)
-    return torch.optim.SGD(trained, lr, config.momentum, weight_decay=decay, nesterov=config.nesterov, fused=True)
+def make_optimizer(model: ReidModel, config: Config) -> torch.optim.SGD:
+    """What takes a recipe's steps."""
+    return torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def spread(features: Tensor) -> Tensor:

@@ -65,11 +65,11 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize("override", ["precision=fp32", "precision=bf16", "optimizer=adamw"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stopped_after_any_step_and_resumed_gives_the_same_bits(
-    samples: list[Sample], tmp_path: Path, override: str
+    samples: list[Sample], tmp_path: Path, precision: str
 ) -> None:
-    config = recipe(override)
+    config = recipe(f"precision={precision}")
     whole = train(samples, config, tmp_path / "whole", progress=False)
     for stop in (1, 4, 7):  # within the first epoch, at the end of one, within another
         with pytest.raises(Interrupted, match=f"after step {stop} of 12"):
