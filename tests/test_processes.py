@@ -7,9 +7,8 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from reid import loop
 from reid.data import augment
 from reid.distributed import World, synchronise_batch_norms
 from reid.loop import Interrupted
 from reid.model import load_model
 from reid.train import _Run, train
 from reid.types import ReidError, Sample
-from tests.conftest import ROOT
+from tests.forks import Child, Forks
 from tests.test_train import recipe
 
 RECIPE = ("triplet=1.0", "center=0.01", "circle=0.1", "epochs=2", "watch_epochs=2", "p=4", "average_epochs=1")
@@ -65,11 +65,11 @@ def normalised(world: World) -> dict[str, torch.Tensor]:
     return {**found, **buffers}
 
 
-def worker() -> None:
+def worker(place: str) -> None:
     """What each of the two processes runs; the first one keeps what the test looks at."""
     from reid import distributed
 
-    folder = Path(sys.argv[1])
+    folder = Path(place)
     samples = of(json.loads((folder / "paths.json").read_text()))
     world = distributed.join()
     rows = world.gather(torch.full((2, 3), float(world.rank)))
@@ -87,11 +87,35 @@ def worker() -> None:
         print(error)
 
 
-def start(program: list[str], rank: int, size: int, port: int, **more: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), **more,
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
-    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-                            cwd=ROOT)  # fmt: skip
+def long_run(place: str, name: str, seconds: str) -> None:
+    """A run that writes a checkpoint every so many seconds."""
+    loop.CHECKPOINT_SECONDS = float(seconds)
+    samples = of(json.loads((Path(place) / "paths.json").read_text()))
+    config = recipe(*RECIPE, "branches=[[2, 1]]", "epochs=20", "watch_epochs=4")
+    train(samples, config, Path(place) / name, progress=False)
+
+
+CALL = "import sys; from tests import test_processes; getattr(test_processes, sys.argv[1])(*sys.argv[2:])"
+PROGRAM = "import runpy; runpy.run_path('run_reid.py', run_name='__main__')"
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks("torch.utils.tensorboard", "run_reid", "tests.test_processes") as forks:
+        yield forks
+
+
+def start(forks: Forks, code: str, *arguments: object) -> list[Child]:
+    """Two processes that train together, as torchrun starts them."""
+    world = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [forks.start(code, *arguments, RANK=rank, LOCAL_RANK=rank, **world) for rank in range(2)]
+
+
+def finish(both: list[Child]) -> list[str]:
+    """What each of them said."""
+    codes, said = zip(*(child.finish() for child in both))
+    assert codes == (0, 0), said
+    return list(said)
 
 
 def free_port() -> int:
@@ -107,16 +131,11 @@ def samples(paths: list[str]) -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def pair(paths: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def pair(forks: Forks, paths: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """What two processes left in their folder, and what each said."""
     folder = tmp_path_factory.mktemp("pair")
     (folder / "paths.json").write_text(json.dumps(paths))
-    program = [sys.executable, "-c", "from tests.test_processes import worker; worker()", str(folder)]
-    port = free_port()
-    both = [start(program, rank, 2, port) for rank in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    return folder, said
+    return folder, finish(start(forks, CALL, "worker", folder))
 
 
 def test_two_processes_give_the_gradients_of_one(
@@ -166,72 +185,37 @@ def test_processes_share_a_batch_without_overlap_or_gap(size: int) -> None:
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_torchrun_trains_by_the_program(people: Path, tmp_path: Path) -> None:
+def test_torchrun_trains_by_the_program(forks: Forks, people: Path, tmp_path: Path) -> None:
     words = ["train", "--dataset", "market1501", "--data-root", str(people), "--config", "configs/synthetic.yaml",
              "--output", str(tmp_path / "run"), "--set", "p=2", "k=2", "epochs=1", "height=64", "width=32",
              "dim=8", "watch_epochs=0"]  # fmt: skip
-    port = free_port()
-    both = [start([sys.executable, "run_reid.py", *words], rank, 2, port) for rank in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    said = finish(start(forks, PROGRAM, *words))
     assert f"model: {tmp_path}/run/model.safetensors" in said[0]
     assert said[1] == "", "only the first process speaks"
     assert load_model(tmp_path / "run/model.safetensors").card["data"]["identities"] == 6
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-import torch.utils.tensorboard
-from reid import loop
-from reid.train import train
-from tests.test_processes import of, recipe, RECIPE
-import json
-folder = Path(sys.argv[1])
-samples = of(json.loads((folder / "paths.json").read_text()))
-loop.CHECKPOINT_SECONDS = 0.0  # one after every step: it is nearly always writing
-while True:  # a child for each line: what is imported once is imported for all
-    line = sys.stdin.readline()
-    if not line:
-        break
-    child = os.fork()
-    if not child:
-        train(samples, recipe(*RECIPE, "epochs=20"), folder / line.strip(), progress=False)
-        os._exit(0)
-    print(child, flush=True)
-    _, status = os.waitpid(child, 0)
-    print(status, flush=True)
-"""
-
-
 def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(
-    paths: list[str], samples: list[Sample], tmp_path: Path
+    forks: Forks, paths: list[str], tmp_path: Path
 ) -> None:
     """SIGKILL ten times while checkpoints are written; the end is that of a run which was left alone."""
     (tmp_path / "paths.json").write_text(json.dumps(paths))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE, env=environment,
-                               stdout=subprocess.PIPE, text=True, cwd=ROOT)  # fmt: skip
-    assert process.stdin and process.stdout
     moments = random.Random(0)
-    statuses = []
-    for kill, name in [(True, "run")] * 10 + [(False, "run"), (False, "whole")]:
-        process.stdin.write(f"{name}\n")
-        process.stdin.flush()
-        child = next(int(line) for line in process.stdout if line.strip().isdigit())
+    codes = []
+    for kill in [True] * 10 + [False]:
+        child = forks.start(CALL, "long_run", tmp_path, "run", 0)  # after every step: it is nearly always writing
         if kill:
             started = time.monotonic()
             checkpoint = tmp_path / "run/checkpoint.safetensors"
             before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
             while not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):  # it has gone on
-                assert time.monotonic() - started < 60
+                assert time.monotonic() - started < 120
                 time.sleep(0.005)
-            time.sleep(moments.uniform(0, 0.15))
-            os.kill(child, signal.SIGKILL)
-        statuses.append(next(int(line) for line in process.stdout if line.strip().isdigit()))
-    process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert statuses == [signal.SIGKILL] * 10 + [0, 0]
+            time.sleep(moments.uniform(0, 0.1))
+            os.kill(child.pid, signal.SIGKILL)
+        codes.append(child.finish()[0])
+    codes.append(forks.start(CALL, "long_run", tmp_path, "whole", 3600).finish()[0])
+    assert codes == [-signal.SIGKILL] * 10 + [0, 0]
     assert not list((tmp_path / "run").glob(".*.partial")), "nothing half-written is left"
     killed, alone = (load_model(tmp_path / name / "model.safetensors").state_dict() for name in ("run", "whole"))
     assert all(torch.equal(killed[name], alone[name]) for name in alone)
