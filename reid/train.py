@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from reid import distributed
 from reid.backbones import read_pretrained
@@ -156,10 +156,8 @@ class _Run(Training):
             self.model.start_from(start, config.pretrained)
         check_input_size(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if config.frozen > len(self.model.head.trunk):
-            raise ReidError(f"frozen={config.frozen}: the trunk of {config.backbone} has {len(self.model.head.trunk)} "
-                            "parts")  # fmt: skip
-        self.model.head.trunk[: config.frozen].requires_grad_(False)
+        self.frozen = _first_parts(self.model, config.frozen)
+        self.frozen.requires_grad_(False)
         self._training_mode()
         self.optimizer = make_optimizer(self.model, config)
         head = self.model.head
@@ -172,7 +170,7 @@ class _Run(Training):
 
     def _training_mode(self) -> None:
         self.model.train()
-        self.model.head.trunk[: self.config.frozen].eval()
+        self.frozen.eval()
 
     def _load_teacher(self) -> ReidModel:
         teacher = load_model(self.config.teacher)
@@ -372,6 +370,16 @@ class _Run(Training):
 
         self.average = named("average.")
         self.loss.load_state_dict(named("loss."))
+
+
+def _first_parts(model: ReidModel, count: int) -> nn.Sequential:
+    """The first `count` parts of the trunk."""
+    trunk = model.head.trunk
+    assert isinstance(trunk, nn.Sequential)
+    if count > len(trunk):
+        backbone = model.card["architecture"]["backbone"]
+        raise ReidError(f"frozen={count}: the trunk of {backbone} has {len(trunk)} parts")
+    return trunk[:count]
 
 
 def make_loss(model: ReidModel, config: Config, classes: int) -> ReidLoss:
