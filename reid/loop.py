@@ -345,7 +345,8 @@ def check_same(now: dict[str, Any], then: dict[str, Any], path: Path) -> None:
         values = ", ".join(f"{key} {then['recipe'].get(key)!r} there, {now['recipe'][key]!r} now" for key in changed)
         raise ReidError(f"{path} is of a run with another recipe ({values}): give another --output")
     if any(then.get(key) != value for key, value in now.items() if key != "recipe"):
-        raise ReidError(f"{path} is of a run on other images, or they have changed since: give another --output")
+        what = "with another teacher" if then.get("teacher") != now.get("teacher") else "on other images"
+        raise ReidError(f"{path} is of a run {what}, or they have changed since: give another --output")
 
 
 @contextlib.contextmanager

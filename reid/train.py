@@ -33,6 +33,7 @@ from reid.losses import ReidLoss
 from reid.model import MEAN, ReidModel, check_input_size, is_model, load_model, make_card, save_model
 from reid.sampler import pk_batches
 from reid.schedule import lr_at
+from reid.tensors import file_digest
 from reid.types import ReidError, Sample
 
 WATCHED_IDENTITIES = 64  # of the training set, where none are held out
@@ -91,6 +92,7 @@ class _Run(Training):
             "recipe": as_dict(config),
             "data": identity([sample.path for sample in samples]),
             "pids": _digest([sample.pid for sample in samples]),
+            "teacher": file_digest(config.teacher) if config.teacher else None,
         }
         super().__init__(output, of, config.p * config.k, world, device, progress)
         self.name, self.config = name, config
@@ -218,7 +220,8 @@ class _Run(Training):
         size = self.model.input_size
         if pixels.shape[2:] == size:
             return pixels
-        return F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        # as floats, since CUDA filters no bytes
+        return F.interpolate(pixels.float(), size, mode="bilinear", antialias=True).round().to(torch.uint8)
 
     def _view(self, step: int) -> int:
         """The step whose batch this one has: itself, or one of the first `views` epochs."""

@@ -278,7 +278,7 @@ def test_a_teacher_is_followed(samples: list[Sample], whole: Trained, tmp_path: 
 
 
 def test_a_teacher_sees_the_same_crop_at_its_own_size(samples: list[Sample], tmp_path: Path) -> None:
-    """A pupil of half the size: its crops are the teacher's, resized; without padding, the images as they are."""
+    """A pupil of half the size: its crops are the teacher's, resized, and so is the padding."""
     teacher = train(samples, recipe("epochs=0"), tmp_path / "teacher", progress=False).path
     config = recipe(
         f"teacher={teacher}", "distill=1.0", "height=32", "width=32", "pad=2", "branches=[[1, 2]]", "erase=0"
@@ -298,10 +298,12 @@ def test_a_teacher_sees_the_same_crop_at_its_own_size(samples: list[Sample], tmp
 
 
 def test_a_batch_that_comes_again_is_taught_once(
-    samples: list[Sample], short: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    samples: list[Sample], short: Trained, whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher sees `views` epochs of four steps; what it said of them is as good as asking again, also resumed."""
-    words = (f"teacher={short.path}", "distill=5.0", "epochs=4", "seed=1")
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(short.path.read_bytes())
+    words = (f"teacher={teacher}", "distill=5.0", "epochs=4", "seed=1")
     config = recipe(*words, "views=2")
     run = training._Run(samples, config, tmp_path / "whole", "", World(), torch.device("cpu"), False)
     run.prepare()
@@ -316,6 +318,10 @@ def test_a_batch_that_comes_again_is_taught_once(
     run._finish()
     with pytest.raises(Interrupted):
         train(samples, config, tmp_path / "parts", progress=False, stop_after=13)
+    teacher.write_bytes(whole.path.read_bytes())
+    with pytest.raises(ReidError, match="is of a run with another teacher, or they have changed since"):
+        train(samples, config, tmp_path / "parts", progress=False)
+    teacher.write_bytes(short.path.read_bytes())
     again = weights(train(samples, config, tmp_path / "parts", progress=False).path)
     assert all(torch.equal(value, again[name]) for name, value in weights(tmp_path / "whole/model.safetensors").items())
 
