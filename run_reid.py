@@ -398,7 +398,7 @@ def report(
         parameters=sum(p.numel() for name, p in model.named_parameters() if name != "head.classifier"),
         input_size=model.input_size,
         fingerprint=embedder.fingerprint,
-        embed_images_per_second=facts.values["embed_images_per_second"],
+        embed_images_per_second=facts.values.get("embed_images_per_second"),
         multiply_adds=multiply_adds(model),
         train_seconds=trained.seconds if trained else None,
         weights=args.weights,

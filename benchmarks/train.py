@@ -10,8 +10,9 @@ peer      torchreid's ImageTripletEngine with OSNet x0.25, against reid.train.tr
           start, are left out. Memory is the peak of the training process; torchreid's workers are not counted.
 variants  of the limit, each beside the plain one of the same round.
 
-Everything is measured on the CPU, each time in a process of its own, all contenders in turn for --rounds rounds.
-A figure is the median of the rounds, a ratio that of two medians.
+Everything is measured on the CPU, or with --device cuda on a card (limit, loop and variants), each time in a process
+of its own, all contenders in turn for --rounds rounds. A figure is the median of the rounds, a ratio that of two
+medians.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "NCHW, not channels_last": ({"channels_last": False}, 1),
     "foreach SGD, not fused": ({"foreach": True}, 1),
     "torch.compile": ({"compiled": True}, 1),
-    "2 gloo processes, 1 thread each": ({}, 2),
 }
+ON_CPU: dict[str, tuple[dict[str, Any], int]] = {"2 gloo processes, 1 thread each": ({}, 2)}
+ON_CARD: dict[str, tuple[dict[str, Any], int]] = {"fp16": ({"overrides": ["precision=fp16"]}, 1)}
 
 Result = dict[str, float]
 
@@ -63,6 +65,7 @@ def limit(
     splits: Splits,
     config: recipes.Config,
     seconds: float,
+    device: str,
     *,
     channels_last: bool = True,
     foreach: bool = False,
@@ -82,12 +85,12 @@ def limit(
     world = distributed.join()
     classes, all_labels = np.unique([sample.pid for sample in splits.train], return_inverse=True)
     positions = pk_batches(all_labels, config.p, config.k, config.seed, 0)[0]
-    labels = torch.from_numpy(all_labels[positions])
+    labels = torch.from_numpy(all_labels[positions]).to(device)
     part = world.part(len(positions))
     images = read_images([splits.train[i].path for i in positions[part]], (config.height, config.width))
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
     torch.manual_seed(config.seed)
-    model = ReidModel(make_card(config, len(classes))).train()
+    model = ReidModel(make_card(config, len(classes))).to(device).train()
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     else:
@@ -99,28 +102,40 @@ def limit(
     if foreach:
         for group in optimizer.param_groups:
             group.update(foreach=True, fused=False)
-    amp = amp_type(config.precision, torch.device("cpu"))
-    loss = make_loss(model, config, len(classes))
+    amp = amp_type(config.precision, torch.device(device))
+    loss = make_loss(model, config, len(classes)).to(device)
+    scaler = torch.amp.GradScaler(device, enabled=amp == torch.float16)
 
     def step() -> None:
-        with torch.autocast("cpu", amp, enabled=amp is not None):
+        with torch.autocast(device, amp, enabled=amp is not None):
             heads = network(pixels)
         total, _ = loss(heads, labels[part], gather=world.gather)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        optimizer.step()
+        scaler.scale(total).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     for _ in range(WARM_STEPS):
         began = time.perf_counter()
         step()
+        _wait(device)
     steps = world.broadcast(max(1, math.ceil(seconds / (time.perf_counter() - began))))
     began = time.perf_counter()
     for _ in range(steps):
         step()
+    _wait(device)
     return _result(steps * len(positions), time.perf_counter() - began)
 
 
-def loop(splits: Splits, config: recipes.Config, seconds: float, *, rate: float) -> Result:
+def _wait(device: str) -> None:
+    """Until a card has done what it was told."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def loop(splits: Splits, config: recipes.Config, seconds: float, device: str, *, rate: float) -> Result:
     """The whole training loop, an epoch of warm-up and then so many epochs as `seconds` take at `rate` images a second.
 
     data_wait: share of the time in which it waited for data.
@@ -130,14 +145,14 @@ def loop(splits: Splits, config: recipes.Config, seconds: float, *, rate: float)
     epochs = 1 + max(1, math.ceil(seconds * rate / len(splits.train)))
     short = dataclasses.replace(config, epochs=epochs, watch_epochs=0)
     with tempfile.TemporaryDirectory() as folder:
-        rows = train(splits.train, short, Path(folder), device="cpu", progress=False).history[1:]
+        rows = train(splits.train, short, Path(folder), device=device, progress=False).history[1:]
     spent = [1 / row["images_per_second"] for row in rows]  # of epochs that have the same images
     waited = sum(row["data_wait"] * part for row, part in zip(rows, spent, strict=True))
     return _result(len(rows), sum(spent)) | {"data_wait": waited / sum(spent)}
 
 
-def decode(splits: Splits, config: recipes.Config, seconds: float) -> Result:
-    """Reading, decoding and resizing every training image once, whatever `seconds` says."""
+def decode(splits: Splits, config: recipes.Config, seconds: float, device: str) -> Result:
+    """Reading, decoding and resizing every training image once, whatever `seconds` and `device` say."""
     from reid.data import load_pixels
 
     with tempfile.TemporaryDirectory() as folder:
@@ -152,8 +167,10 @@ def decode(splits: Splits, config: recipes.Config, seconds: float) -> Result:
         return _result(len(splits.train), time.perf_counter() - began)
 
 
-def torchreid(splits: Splits, config: recipes.Config, seconds: float, *, workers: int | None = None) -> Result:
-    """torchreid's loader and engine, from one batch to the next; workers as in `torchreid_train.build`."""
+def torchreid(
+    splits: Splits, config: recipes.Config, seconds: float, device: str, *, workers: int | None = None
+) -> Result:
+    """torchreid's loader and engine on the CPU, from one batch to the next; workers as in `torchreid_train.build`."""
     import torchreid_train
 
     batch = config.p * config.k
@@ -197,8 +214,10 @@ class Bench:
         """Runs MEASURES[name] in a process, or several, of its own. RuntimeError with the last line that it said."""
         args = self.args
         task = {"name": name, "dataset": args.dataset, "data_root": args.data_root, "seconds": args.seconds,
-                "overrides": [*args.set, *overrides], "options": options}  # fmt: skip
-        command, environment = [sys.executable], dict(os.environ, CUDA_VISIBLE_DEVICES="")
+                "device": args.device, "overrides": [*args.set, *overrides], "options": options}  # fmt: skip
+        command, environment = [sys.executable], dict(os.environ)
+        if args.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         if processes > 1:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
             environment["OMP_NUM_THREADS"] = "1"
@@ -218,7 +237,7 @@ def answer(task: dict[str, Any]) -> None:
     """Does a task of `Bench.measure` and prints its result: the whole of a measuring process."""
     splits = datasets.read(task["dataset"], task["data_root"])
     config = recipes.load(RECIPE, task["overrides"])
-    result = MEASURES[task["name"]](splits, config, task["seconds"], **task["options"])
+    result = MEASURES[task["name"]](splits, config, task["seconds"], task["device"], **task["options"])
     if os.environ.get("RANK", "0") == "0":
         print("\n" + json.dumps(result))
 
@@ -274,12 +293,13 @@ def with_decoding(bench: Bench, loops: Sequence[Result], overrides: Sequence[str
 
 def variants_section(bench: Bench) -> None:
     """The limit at the recipe's size by other means."""
+    variants = VARIANTS | (ON_CPU if bench.args.device == "cpu" else ON_CARD)
     plain: list[Result] = []
-    found: dict[str, list[Result]] = {name: [] for name in VARIANTS}
+    found: dict[str, list[Result]] = {name: [] for name in variants}
     failed: dict[str, str] = {}
     for _ in range(bench.args.rounds):
         plain.append(bench.measure("limit"))
-        for name, (options, processes) in VARIANTS.items():
+        for name, (options, processes) in variants.items():
             if name in failed:
                 continue
             try:
@@ -319,8 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", default="data", metavar="DIR", help="the data set's folder, or the one above")
     parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="of each measurement (default: 30); "
                         "a loop takes whole epochs, two or more")  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times each is measured (default: 3)")
-    parser.add_argument("--only", default=",".join(sections), metavar="LIST", help="of limit,loop,peer,variants")
+    parser.add_argument("--only", metavar="LIST", help="of limit,loop,peer,variants (default: all; on a card no peer)")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="change values of the recipe")  # fmt: skip
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -329,11 +350,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         answer(json.loads(args.measure))
         return 0
     try:
-        chosen = args.only.split(",")
+        chosen = args.only.split(",") if args.only else [s for s in sections if s != "peer" or args.device == "cpu"]
         unknown = [name for name in chosen if name not in sections]
         if unknown or args.rounds < 1 or args.seconds <= 0:
             raise ReidError(f"--only takes {', '.join(sections)}, --rounds 1 or more, --seconds above 0; "
                             f"not {args.only}, {args.rounds}, {args.seconds}")  # fmt: skip
+        if args.device == "cuda" and "peer" in chosen:
+            raise ReidError("the peer is measured on the CPU only: leave it out of --only, or --device cuda")
         bench = Bench(args)
         print(f"{args.dataset}: {bench.images:,} training images, {bench.config.p * bench.config.k} a batch, "
               f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads")  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,10 @@ BACKBONES: dict[str, Backbone] = {
     "scgnet_s": Backbone(scgnet.scgnet_s, _cut_scgnet, 1024),
     "scgnet_m": Backbone(scgnet.scgnet_m, _cut_scgnet, 1024),
     "scgnet_l": Backbone(scgnet.scgnet_l, _cut_scgnet, 1024),
+    # the ablations of the SCGNet paper's Table III, on the smallest
+    "scgnet_s_unshifted": Backbone(partial(scgnet.scgnet_s, shift="none"), _cut_scgnet, 1024),
+    "scgnet_s_uncascaded": Backbone(partial(scgnet.scgnet_s, cascade=False), _cut_scgnet, 1024),
+    "scgnet_s_plain": Backbone(partial(scgnet.scgnet_s, cascade=False, shift="none"), _cut_scgnet, 1024),
     "mobilenet_v2": Backbone(_torchvision(tv.mobilenet_v2, "classifier"), _cut_mobilenet_v2, 1280),
     "shufflenet_v2_x1_5": Backbone(_torchvision(tv.shufflenet_v2_x1_5, "fc"), _cut_shufflenet_v2, 1024),
     "resnet50": Backbone(_torchvision(tv.resnet50, "fc"), _cut_resnet50, 2048),

@@ -1,4 +1,4 @@
-"""From image files to batches: decode and resize once, keep the pixels, augment in a thread during training."""
+"""From image files to pixels in memory: decode and resize once, and whatever is made in a thread ahead of its use."""
 
 from __future__ import annotations
 
@@ -94,101 +94,6 @@ def identity(paths: Sequence[str]) -> str:
 
 def _free_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def augment(
-    images: Sequence[np.ndarray],
-    rng: np.random.Generator,
-    *,
-    pad: int,
-    flip: float,
-    erase: float,
-    jitter: float = 0.0,
-    restyle: float = 0.0,
-    camids: Sequence[int] = (),
-    fill: Sequence[int],
-    part: slice = slice(None),
-) -> np.ndarray:
-    """Restyling, zero-pad and random crop, mirror, colour jitter, random erasing. (H, W, 3) uint8 each -> (B, H, W, 3)
-    uint8.
-
-    pad: pixels. flip, erase: probabilities. fill: RGB of an erased box: the mean, which normalisation makes zero.
-    Erasing: Zhong et al. 2020, area 0.02-0.4 of the image, aspect 0.3-3.33, up to 100 tries to place the box.
-    jitter: brightness, contrast, saturation and each of the three colours are scaled by 1 +- up to so much.
-    restyle: probability that an image takes on some of the colours of an image of another camera, see `restyled`;
-    camids: (B,) the cameras, needed for it.
-    part: the images to make; what is random is drawn for all of them, so that processes which share a batch agree.
-    """
-    height, width = images[0].shape[:2]
-    count = len(images)
-    shifts = rng.integers(-pad, pad + 1, (count, 2))
-    mirrored = rng.random(count) < flip
-    erased = rng.random(count) < erase
-    scales = rng.uniform(1 - jitter, 1 + jitter, (count, 6)) if jitter else None
-    boxes = [erasing_box(height, width, rng) if hit else None for hit in erased]
-    styles = _draw_styles(camids, restyle, rng) if restyle else {}
-    chosen = range(count)[part]
-    batch = np.zeros((len(chosen), height, width, 3), np.uint8)
-    for out, i in zip(batch, chosen, strict=True):
-        whole = images[i]
-        if i in styles:
-            other, share = styles[i]
-            whole = restyled(whole, images[other], share)
-        whole = whole[:, ::-1] if mirrored[i] else whole
-        dy, dx = shifts[i]
-        # rows and columns of the image that the window shows, and where; none where it is moved beyond the image
-        source = whole[max(0, dy) : max(0, height + min(0, dy)), max(0, dx) : max(0, width + min(0, dx))]
-        target = out[max(0, -dy) : max(0, height - max(0, dy)), max(0, -dx) : max(0, width - max(0, dx))]
-        target[:] = source if scales is None else jittered(source, scales[i])
-        if (box := boxes[i]) is not None:
-            top, left, h, w = box
-            out[top : top + h, left : left + w] = fill
-    return batch
-
-
-def jittered(image: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3) with its brightness, contrast and saturation and its red, green and blue scaled by (6,)."""
-    brightness, contrast, saturation = scales[:3]
-    luma = np.array([0.299, 0.587, 0.114], np.float32)
-    matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * luma  # of row vectors: out = rgb @ matrix.T
-    matrix = (brightness * contrast * scales[3:, None] * matrix).astype(np.float32)
-    mean = image.reshape(-1, 3).mean(0, dtype=np.float32) @ luma
-    offset = (brightness * (1 - contrast) * mean * scales[3:]).astype(np.float32)
-    return (image.astype(np.float32) @ matrix.T + offset).clip(0, 255).round().astype(np.uint8)
-
-
-def _draw_styles(camids: Sequence[int], probability: float, rng: np.random.Generator) -> dict[int, tuple[int, float]]:
-    """position -> (position of an image of another camera, share of its style), for those that the dice choose."""
-    hit, pick, shares = rng.random((3, len(camids)))
-    cameras, styles = np.asarray(camids), {}
-    for i in np.flatnonzero(hit < probability):
-        others = np.flatnonzero(cameras != cameras[i])
-        if len(others):
-            styles[int(i)] = int(others[int(pick[i] * len(others))]), float(shares[i])
-    return styles
-
-
-def restyled(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    """RGB uint8 (H, W, 3) whose three means and deviations are moved by `share` in [0, 1] to those of `other`.
-
-    MixStyle (Zhou et al., ICLR 2021) on pixels: what a camera and its light do to colours is no longer telling.
-    """
-    (mean, deviation), (mean2, deviation2) = ((x.mean((0, 1)), x.std((0, 1))) for x in (image, other))
-    gain = 1 + share * (deviation2.clip(1) / deviation.clip(1) - 1)
-    values = np.arange(256)[:, None]
-    table = ((values - mean) * gain + mean + share * (mean2 - mean)).round().clip(0, 255).astype(np.uint8)  # (256, 3)
-    return np.stack([table[image[..., c], c] for c in range(3)], axis=-1)
-
-
-def erasing_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
-    """(top, left, height, width) in pixels of a random box of 0.02-0.4 of the area, aspect 0.3-3.33."""
-    for _ in range(100):
-        area = rng.uniform(0.02, 0.4) * height * width
-        aspect = rng.uniform(0.3, 1 / 0.3)
-        h, w = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-        if 0 < h < height and 0 < w < width:
-            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
-    return None
 
 
 def prefetch(produce: Callable[[int], T], steps: Sequence[int], depth: int = 3) -> Iterator[T]:

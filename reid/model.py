@@ -156,6 +156,8 @@ def save_model(model: ReidModel, path: str | Path, *, classifier: bool = True, h
     """Writes weights and card as one safetensors file. Without the classifier the model still embeds as before.
 
     half: matrices and kernels in float16, half the size; vectors, batch norms' among them, stay as they are.
+    Raises ReidError for weights that are not finite, or not in float16: the training ran away, though its losses may
+    have looked sound, since a batch norm divides any size out.
     """
     state, card = model.state_dict(), dict(model.card)
     if not classifier:
@@ -165,6 +167,12 @@ def save_model(model: ReidModel, path: str | Path, *, classifier: bool = True, h
         kept = ReidModel(card)
         kept.load_state_dict(state)
         model = kept  # rounded weights have a fingerprint of their own
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ReidError(
+                f"{path}: {name} holds values that are not finite{' in float16' if half else ''}: the training ran "
+                "away; train again with a smaller rate (--set lr=...)"
+            )
     tensors.write(path, "model", state, {**card, "fingerprint": model.fingerprint})
 
 

@@ -32,7 +32,7 @@ class RunFacts:
     parameters: int  # of the network as saved
     input_size: tuple[int, int]  # (height, width) in pixels
     fingerprint: str  # of the weights
-    embed_images_per_second: float
+    embed_images_per_second: float | None  # None: the features were there already
     multiply_adds: int | None = None  # for one image of input_size
     train_seconds: float | None = None  # None: not trained by this run
     weights: str | None = None  # the file given instead of training
@@ -323,7 +323,8 @@ def _model(run: RunFacts) -> str:
     rows = [["backbone", run.backbone], ["input", _size(run)], ["parameters", f"{run.parameters:,}"]]
     if run.multiply_adds is not None:
         rows.append(["multiply-adds an image", f"{run.multiply_adds:,}"])
-    rows.append(["embedding speed", f"{run.embed_images_per_second:,.1f} images a second"])
+    if run.embed_images_per_second is not None:
+        rows.append(["embedding speed", f"{run.embed_images_per_second:,.1f} images a second"])
     rows.append(["fingerprint of the weights", f"`{run.fingerprint}`"])
     return markdown_table(("", ""), rows)
 

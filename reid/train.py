@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid import distributed
+from reid.augment import augment, augment_on, draw
 from reid.backbones import read_pretrained
 from reid.config import Config, as_dict
-from reid.data import augment, identity, load_pixels
+from reid.data import identity, load_pixels
 from reid.distributed import World
 from reid.evaluate import Scores, evaluate
 from reid.extract import Embedder, pick_device
@@ -37,6 +38,7 @@ from reid.tensors import file_digest
 from reid.types import ReidError, Sample
 
 WATCHED_IDENTITIES = 64  # of the training set, where none are held out
+FILL = [round(255 * value) for value in MEAN]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,14 @@ def train(
     return run.finished() or run.go(stop_after)
 
 
+class Batch(NamedTuple):
+    """This process's part of one step's images, or, where `table` says what is still to be done to them, all."""
+
+    pixels: Tensor  # (B, 3, H, W) uint8 in channels-last memory, of the teacher's size where there is one
+    labels: Tensor  # (B,), of this process's part
+    table: Tensor | None  # of `augment.Draws`
+
+
 class _Run(Training):
     """One training run on people: its data, model and optimiser."""
 
@@ -100,6 +110,8 @@ class _Run(Training):
         self.samples, self.watched = _divide(samples, config)
         self.classes = sorted({sample.pid for sample in self.samples})
         self.labels = np.searchsorted(self.classes, [sample.pid for sample in self.samples])
+        # one thread of numpy keeps ahead of a CPU that trains, and not of a GPU
+        self.augments_on_device = device.type == "cuda"
         self.best_mAP = -1.0
         self._epoch_batches: tuple[int, np.ndarray] = (-1, np.empty(0))  # an epoch, and its batches
 
@@ -188,9 +200,7 @@ class _Run(Training):
     def _batches(self, epoch: int) -> np.ndarray:
         return pk_batches(self.labels, self.config.p, self.config.k, self.config.seed, epoch)
 
-    def make_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H, W) uint8 in channels-last memory, of the teacher's size where there is one, and labels (B,):
-        this process's part of one step's."""
+    def make_batch(self, step: int) -> Batch:
         config = self.config
         step = self._view(step)
         epoch, i = divmod(step, self.epoch_steps)
@@ -198,8 +208,9 @@ class _Run(Training):
             self._epoch_batches = (epoch, self._batches(epoch))
         positions = self._epoch_batches[1][i]
         part = self.world.part(len(positions))
-        images = augment(
-            [self.pixels[self.row[self.samples[p].path]] for p in positions],
+        draws = draw(
+            len(positions),
+            self.pixels.shape[1:3],
             np.random.default_rng([config.seed, step, 1]),
             pad=round(config.pad * self.pixels.shape[1] / config.height),
             flip=config.flip,
@@ -207,13 +218,23 @@ class _Run(Training):
             jitter=config.jitter,
             restyle=config.restyle,
             camids=[self.samples[p].camid for p in positions],
-            fill=[round(255 * value) for value in MEAN],
-            part=part,
         )
-        pixels, labels = torch.from_numpy(images), torch.from_numpy(self.labels[positions[part]])
-        if self.device.type == "cuda":
-            pixels, labels = pixels.pin_memory(), labels.pin_memory()
-        return pixels.permute(0, 3, 1, 2), labels
+        images = [self.pixels[self.row[self.samples[p].path]] for p in positions]
+        labels = torch.from_numpy(self.labels[positions[part]])
+        if not self.augments_on_device:
+            pixels = torch.from_numpy(augment(images, draws, fill=FILL, part=part))
+            return Batch(pixels.permute(0, 3, 1, 2), labels, None)
+        parts = torch.from_numpy(np.stack(images)), labels, draws.table()
+        pixels, labels, table = (x.pin_memory() for x in parts) if self.device.type == "cuda" else parts
+        return Batch(pixels.permute(0, 3, 1, 2), labels, table)
+
+    def _arrived(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Augmented pixels and labels on the device."""
+        pixels, labels = (x.to(self.device, non_blocking=True) for x in batch[:2])
+        if batch.table is not None:
+            table = batch.table.to(self.device, non_blocking=True)
+            pixels = augment_on(pixels, table, fill=FILL, part=self.world.part(len(table)))
+        return pixels, labels
 
     def _fit(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8, brought from the teacher's size to the model's."""
@@ -245,9 +266,9 @@ class _Run(Training):
         warmup = round(config.warmup_epochs * self.epoch_steps)
         return lr_at(step, steps=self.steps, warmup=warmup, start=config.lr_start, peak=config.lr, end=config.lr_end)
 
-    def losses(self, batch: tuple[Tensor, Tensor]) -> Step:
+    def losses(self, batch: Batch) -> Step:
         names = self.model.head.names
-        pixels, labels = (x.to(self.device, non_blocking=True) for x in batch)
+        pixels, labels = self._arrived(batch)
         with self.autocast():
             heads = self.network(self._fit(pixels))
             taught = self._taught(pixels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import json
 import math
 import resource
@@ -19,6 +20,7 @@ from PIL import Image
 
 import datasets
 import run_reid
+from benchmarks import recipes as bench_recipes
 from benchmarks import torchreid_train as peer
 from benchmarks import train as bench
 from reid import config as recipes
@@ -149,7 +151,8 @@ TINY = ["p=3", "k=4", "height=64", "width=32", "branches=[[1,2]]", "dim=8", "cac
 
 
 def arguments(people: Path, **changes: Any) -> argparse.Namespace:
-    options = {"dataset": "market1501", "data_root": str(people), "seconds": 0.01, "rounds": 1, "set": TINY}
+    options = {"dataset": "market1501", "data_root": str(people), "seconds": 0.01, "rounds": 1, "set": TINY,
+               "device": "cpu"}  # fmt: skip
     return argparse.Namespace(**options | changes)
 
 
@@ -170,7 +173,7 @@ def told_rates(monkeypatch: pytest.MonkeyPatch, rates: Callable[[str, dict[str, 
     [("limit", {}), ("limit", {"channels_last": False, "foreach": True}), ("loop", {"rate": 1.0}), ("decode", {})],
 )
 def test_each_measurement_runs(name: str, options: dict[str, Any], splits: Splits) -> None:
-    result = bench.MEASURES[name](splits, recipes.load(bench.RECIPE, TINY), 0.01, **options)
+    result = bench.MEASURES[name](splits, recipes.load(bench.RECIPE, TINY), 0.01, "cpu", **options)
     assert 0 < result["images_per_second"] < math.inf and result["peak_mib"] > 50
     assert 0 <= result.get("data_wait", 0) <= 1
 
@@ -180,7 +183,7 @@ def test_torchreid_is_measured(splits: Splits, monkeypatch: pytest.MonkeyPatch) 
     seen: list[int] = []
     step = peer.Engine.forward_backward
     monkeypatch.setattr(peer.Engine, "forward_backward", lambda e, d: seen.append(len(d["pid"])) or step(e, d))
-    result = bench.torchreid(splits, recipes.load(bench.RECIPE, TINY), 0.01, workers=0)
+    result = bench.torchreid(splits, recipes.load(bench.RECIPE, TINY), 0.01, "cpu", workers=0)
     assert result["images_per_second"] > 0
     assert len(seen) > bench.WARM_STEPS and set(seen) == {12}
 
@@ -242,3 +245,56 @@ def test_a_variant_that_cannot_be_had_is_a_line(
 def test_an_unknown_section_is_one_line(people: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--dataset", "market1501", "--data-root", str(people), "--only", "limits"]) == 2
     assert "--only takes limit, loop, peer, variants" in capsys.readouterr().err
+
+
+# ---- recipes.py
+
+
+def test_each_run_is_a_valid_recipe_and_the_ladder_ends_at_the_recipe() -> None:
+    whole = {
+        section: {run: recipes.load(bench_recipes.RECIPE, changes) for run, changes in runs.items()}
+        for section, runs in bench_recipes.sections().items()
+    }
+    assert len(whole["ladder"]) == 9
+    first, *_, before_last, last = whole["ladder"].values()
+    assert (first.branches, first.neck, first.triplet, first.smoothing, first.erase) == ([[1, 2]], "relu", 0, 0, 0)
+    assert first.lr == first.lr_start == first.lr_end, "constant"
+    assert before_last == dataclasses.replace(last, average_epochs=0)
+    assert last == dataclasses.replace(whole["beyond"]["recipe"], center=0.0005, average_epochs=2)
+    assert {config.backbone for config in whole["ablations"].values()} == set(bench_recipes.ABLATIONS)
+
+
+def test_runs_are_made_once_and_kept_without_the_folders_name(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = []
+
+    def start(command: list[str]) -> int:
+        started.append(command[1])
+        main = peer.main if command[1].endswith("torchreid_train.py") else run_reid.main
+        small = ["--height", "64", "--width", "32", "--batch-size", "8"] if main is peer.main else []
+        monkeypatch.setattr(sys, "argv", command[1:])
+        return main([*command[2:], *small])
+
+    monkeypatch.setattr(bench_recipes, "start", start)
+    monkeypatch.setattr(bench_recipes, "EPOCH", 24)
+    words = ["--dataset", "market1501", "--data-root", str(people), "--output", str(tmp_path / "runs"), "--keep",
+             str(tmp_path / "kept"), "--only", "ladder/plain", "ladder/branches", "backbones/torchreid-osnet_x0_25",
+             "--epochs", "1", "--set", "height=64", "width=32", "p=2", "k=2", "dim=8"]  # fmt: skip
+    assert bench_recipes.main(words) == 0
+    assert started == ["run_reid.py", "run_reid.py", "benchmarks/torchreid_train.py"]
+    assert bench_recipes.main(words) == 0
+    assert len(started) == 3
+    told = capsys.readouterr().out
+    assert "## ladder" in told and "ladder-branches" in told and "## backbones" in told
+    names = {path.stem for path in (tmp_path / "kept").iterdir()}
+    assert names == {"ladder-plain", "ladder-branches", "backbones-torchreid-osnet_x0_25"}
+    kept = json.loads((tmp_path / "kept/ladder-plain.json").read_text())
+    assert f"--data-root DIR/{people.name}" in kept["command"]
+    assert str(people.parent) not in json.dumps(kept)
+
+
+@pytest.mark.parametrize("name", ["steps", "ladder/steps"])
+def test_a_run_that_there_is_not_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_recipes.main(["--data-root", "data", "--only", name]) == 2
+    assert f"there is no '{name}'; choose of" in capsys.readouterr().err

@@ -148,6 +148,22 @@ def test_it_goes_on_where_it_was(
 # ---- the commands alone
 
 
+def test_killed_between_embedding_and_report_it_goes_on_without_the_speed(
+    run: Path, root: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(run, output)
+    (output / "metrics.json").unlink()
+    facts = json.loads((output / "run.json").read_text())
+    assert facts.pop("embed_images_per_second") > 0
+    (output / "run.json").write_text(json.dumps(facts))
+    assert run_reid.main(["--data-root", str(root), "--output", str(output), *FAST]) == 0
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["embed_images_per_second"] is None
+    assert metrics["mAP"] == json.loads((run / "metrics.json").read_text())["mAP"]
+    assert "embedding speed" not in (output / "report.md").read_text()
+
+
 def test_evaluate_gives_the_main_jobs_scores(run: Path, root: Path, tmp_path: Path) -> None:
     words = ["evaluate", "--data-root", root, "--weights", run / "model.safetensors", "--output", tmp_path / "e"]
     assert run_reid.main([str(word) for word in words]) == 0

@@ -1,4 +1,4 @@
-"""Reading, caching, augmenting and prefetching, each against plain numpy."""
+"""Reading, caching and prefetching, each against plain numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid.data import augment, erasing_box, identity, load_pixels, prefetch, read_image, read_images, restyled
+from reid.data import identity, load_pixels, prefetch, read_image, read_images
 from reid.types import ReidError
 
 SIZE = (32, 16)
@@ -172,128 +172,6 @@ def test_an_error_leaves_no_half_file(tmp_path, copies, monkeypatch, error):
     with pytest.raises(error):
         load_pixels(copies, SIZE, cache="disk", folder=folder, progress=False)
     assert not list(folder.iterdir())
-
-
-# ---- augmentation
-
-FILL = (124, 116, 104)
-
-
-def drawn(count: int = 8, size: tuple[int, int] = SIZE) -> list[np.ndarray]:
-    return list(np.random.default_rng(1).integers(1, 256, (count, *size, 3), dtype=np.uint8))
-
-
-def run(images, seed=0, *, pad=0, flip=0.0, erase=0.0):
-    return augment(images, np.random.default_rng(seed), pad=pad, flip=flip, erase=erase, fill=FILL)
-
-
-def test_without_augmentation_nothing_changes():
-    images = drawn()
-    batch = run(images)
-    assert np.array_equal(batch, images)
-    assert batch.dtype == np.uint8
-    batch[:] = 0
-    assert np.array_equal(images, drawn()), "the images are copied"
-
-
-def test_mirroring():
-    images = drawn()
-    assert np.array_equal(run(images, flip=1.0), np.stack(images)[:, :, ::-1])
-    mirrored = (run(drawn(400), flip=0.3) != np.stack(drawn(400))).any((1, 2, 3))
-    assert mirrored.mean() == pytest.approx(0.3, abs=0.08)
-
-
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_a_crop_is_a_window_of_the_padded_image(flip):
-    """Of the mirrored one, where it is mirrored: moved and not only cut. Every place in the window comes up."""
-    pad, image = 2, drawn(1)[0]
-    padded = np.pad(image[:, ::-1] if flip else image, ((pad, pad), (pad, pad), (0, 0)))
-    windows = {(y, x): padded[y : y + SIZE[0], x : x + SIZE[1]] for y in range(2 * pad + 1) for x in range(2 * pad + 1)}
-    found = set()
-    for out in run([image] * 400, pad=pad, flip=flip):
-        places = [place for place, window in windows.items() if np.array_equal(out, window)]
-        assert len(places) == 1
-        found.add(places[0])
-    assert found == set(windows)
-
-
-def test_a_crop_may_miss_the_image():
-    pad, image = 20, drawn(1)[0]
-    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (*SIZE, 3)).reshape(-1, *SIZE, 3)
-    batch = run([image] * 60, pad=pad)
-    assert all((windows == out).all((1, 2, 3)).any() for out in batch)
-    assert not batch.any((1, 2, 3)).all(), "one of them shows nothing of it"
-
-
-def test_erasing_fills_one_box_of_the_mean():
-    images = drawn(400, (64, 32))
-    changed = (run(images, erase=0.5) != np.stack(images)).any(3)
-    hit = changed.any((1, 2))
-    assert hit.mean() == pytest.approx(0.5, abs=0.08)
-    for out, mask in zip(run(images, erase=0.5)[hit], changed[hit], strict=True):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = out[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        assert (box == FILL).all()
-    assert (run(images, erase=1.0) != np.stack(images)).any((1, 2, 3)).all()
-
-
-@pytest.mark.parametrize(("height", "width"), [(256, 128), (64, 32)])
-def test_erased_boxes_have_the_stated_areas_and_aspects(height, width):
-    rng = np.random.default_rng(0)
-    boxes = np.array([erasing_box(height, width, rng) for _ in range(2000)], float)
-    top, left, h, w = boxes.T
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (top + h <= height).all()
-    assert (left + w <= width).all()
-    # a side is off by half a pixel at most
-    assert ((h + 0.5) * (w + 0.5) >= 0.02 * height * width).all()
-    assert ((h - 0.5) * (w - 0.5) <= 0.4 * height * width).all()
-    assert ((h + 0.5) / (w - 0.5) >= 0.3).all()
-    assert ((h - 0.5) / (w + 0.5) <= 1 / 0.3).all()
-    area = h * w / (height * width)
-    assert area.min() < 0.04
-    assert area.max() > 0.36
-    assert 0.17 < area.mean() < 0.23
-    assert (top + h / 2).mean() / height == pytest.approx(0.5, abs=0.03)
-
-
-def test_augmentation_is_a_function_of_its_generator():
-    options = dict(pad=3, flip=0.5, erase=0.5)
-    first = run(drawn(), 5, **options)
-    assert np.array_equal(run(drawn(), 5, **options), first)
-    assert not np.array_equal(run(drawn(), 6, **options), first)
-
-
-def test_restyling_moves_means_and_deviations_to_the_others():
-    rng = np.random.default_rng(0)
-    image, other = (rng.normal(mean, deviation, (64, 32, 3)) for mean, deviation in ((90, 12), ((140, 120, 100), 20)))
-    image, other = (x.clip(0, 255).astype(np.uint8) for x in (image, other))
-    whole = restyled(image, other, 1.0)
-    np.testing.assert_allclose(whole.mean((0, 1)), other.mean((0, 1)), atol=0.6)  # pixels are rounded
-    np.testing.assert_allclose(whole.std((0, 1)), other.std((0, 1)), rtol=0.03)
-    half = (image.mean((0, 1)) + other.mean((0, 1))) / 2
-    np.testing.assert_allclose(restyled(image, other, 0.5).mean((0, 1)), half, atol=0.6)
-    assert np.array_equal(restyled(image, other, 0.0), image)
-    assert np.array_equal(restyled(np.zeros_like(image), image, 0.0), np.zeros_like(image)), "one flat colour"
-
-
-def test_images_take_the_style_of_another_camera_only():
-    """Dark images of camera 1, bright ones of camera 2: what is restyled lies between; one camera alone stays."""
-    images = [np.full((*SIZE, 3), value, np.uint8) for value in (40, 40, 200, 200)] * 50
-    cameras = [1, 1, 2, 2] * 50
-
-    def restyle(probability, camids):
-        rng = np.random.default_rng(0)
-        options = dict(pad=0, flip=0.0, erase=0.0, fill=FILL)
-        return augment(images, rng, restyle=probability, camids=camids, **options).mean((1, 2, 3))
-
-    moved = restyle(1.0, cameras) - np.mean(images, (1, 2, 3))
-    assert (moved[np.array(cameras) == 1] >= 0).all() and (moved[np.array(cameras) == 2] <= 0).all()
-    assert np.abs(moved).mean() == pytest.approx(80, abs=10), "half of the way on average"
-    assert (restyle(0.3, cameras) != np.mean(images, (1, 2, 3))).mean() == pytest.approx(0.3, abs=0.08)
-    assert np.array_equal(restyle(1.0, [1] * 200), np.mean(images, (1, 2, 3)))
 
 
 # ---- prefetching

@@ -261,3 +261,17 @@ def test_half_the_size_embeds_nearly_as_before_and_has_its_own_fingerprint(make_
     cosine = torch.nn.functional.cosine_similarity(model.embed(images), half.embed(images))
     assert (cosine > 0.9999).all()
     assert (cosine < 1).any()
+
+
+def test_weights_that_are_not_finite_are_not_written(make_model, tmp_path):
+    """Also not those that only half floats cannot hold: a network whose batch norms divide them out still trains."""
+    model = make_model()
+    with torch.no_grad():
+        model.head.trunk[0][0][0].weight[0, 0, 0, 0] = 1e5
+    save_model(model, tmp_path / "large.safetensors")
+    with pytest.raises(ReidError, match="head.trunk.0.0.0.weight holds values that are not finite in float16: .*lr="):
+        save_model(model, tmp_path / "half.safetensors", half=True)
+    model.head.neck.running_var[0] = torch.nan
+    with pytest.raises(ReidError, match="head.neck.running_var holds values that are not finite: the training ran"):
+        save_model(model, tmp_path / "nan.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["large.safetensors"]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reid import loop
-from reid.data import augment
+from reid.augment import augment, draw
 from reid.distributed import World, synchronise_batch_norms
 from reid.loop import Interrupted
 from reid.model import load_model
@@ -177,11 +177,9 @@ def test_a_batch_that_cannot_be_shared_is_refused(pair: tuple[Path, list[str]]) 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_processes_share_a_batch_without_overlap_or_gap(size: int) -> None:
     images = list(np.random.default_rng(0).integers(0, 256, (8, 32, 16, 3), np.uint8))
-    options = dict(pad=3, flip=0.5, erase=0.5, jitter=0.2, fill=(1, 2, 3))
-    whole = augment(images, np.random.default_rng(1), **options)
-    parts = [
-        augment(images, np.random.default_rng(1), **options, part=World(rank, size).part(8)) for rank in range(size)
-    ]
+    draws = draw(8, (32, 16), np.random.default_rng(1), pad=3, flip=0.5, erase=0.5, jitter=0.2)
+    whole = augment(images, draws, fill=(1, 2, 3))
+    parts = [augment(images, draws, fill=(1, 2, 3), part=World(rank, size).part(8)) for rank in range(size)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 

@@ -289,7 +289,7 @@ def test_a_teacher_sees_the_same_crop_at_its_own_size(samples: list[Sample], tmp
     run = training._Run(samples, dataclasses.replace(config, teacher=str(one)), tmp_path / "pupil", "", World(),
                         torch.device("cpu"), False)  # fmt: skip
     run.prepare()
-    pixels, _ = run.make_batch(0)
+    pixels = run.make_batch(0).pixels
     assert pixels.shape == (8, 3, 64, 32)
     assert run._fit(pixels).shape == (8, 3, 32, 32)
     black = (pixels == 0).all((1, 3)).sum(1)
@@ -313,8 +313,9 @@ def test_a_batch_that_comes_again_is_taught_once(
     monkeypatch.setattr(run.teacher, "features", lambda pixels: asked.append(pixels) or features(pixels))
     run.run(None)
     assert len(asked) == 2 * run.epoch_steps
-    for now, then in zip(run.make_batch(1), run.make_batch(1 + 2 * run.epoch_steps), strict=True):
-        assert torch.equal(now, then)
+    now, then = run.make_batch(1), run.make_batch(1 + 2 * run.epoch_steps)
+    assert torch.equal(now.pixels, then.pixels)
+    assert torch.equal(now.labels, then.labels)
     run._finish()
     with pytest.raises(Interrupted):
         train(samples, config, tmp_path / "parts", progress=False, stop_after=13)
@@ -324,6 +325,21 @@ def test_a_batch_that_comes_again_is_taught_once(
     teacher.write_bytes(short.path.read_bytes())
     again = weights(train(samples, config, tmp_path / "parts", progress=False).path)
     assert all(torch.equal(value, again[name]) for name, value in weights(tmp_path / "whole/model.safetensors").items())
+
+
+def test_augmented_on_the_device_a_batch_is_the_same(samples: list[Sample], tmp_path: Path) -> None:
+    run = training._Run(samples, recipe("jitter=0.2", "restyle=0.5"), tmp_path, "", World(), torch.device("cpu"), False)
+    run.prepare()
+    here, labels = run._arrived(run.make_batch(1))
+    run.augments_on_device = True
+    batch = run.make_batch(1)
+    assert batch.table is not None
+    there, same_labels = run._arrived(batch)
+    assert torch.equal(labels, same_labels)
+    difference = (here.int() - there.int()).abs()
+    assert difference.max() <= 2, "two roundings"
+    assert (difference > 0).float().mean() < 1e-3
+    assert not torch.equal(batch.pixels, there)
 
 
 def test_frozen_parts_keep_weights_and_statistics(samples: list[Sample], short: Trained, tmp_path: Path) -> None:
