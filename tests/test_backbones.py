@@ -25,7 +25,12 @@ from tests.conftest import settle
 def originals(name: str) -> tuple[nn.Module, nn.Module]:
     """The network as its own package builds it, and the part of it that gives its last map."""
     if name.startswith("scgnet"):
-        net = getattr(scgnet, name)(num_classes=0)
+        left_out = {
+            "scgnet_s_unshifted": {"shift": "none"},
+            "scgnet_s_uncascaded": {"cascade": False},
+            "scgnet_s_plain": {"shift": "none", "cascade": False},
+        }.get(name, {})
+        net = getattr(scgnet, name[: len("scgnet_s")])(num_classes=0, **left_out)
         return net, nn.Sequential(net.stem, net.stage5, net.stage6, net.stage7, net.conv8)
     if name.startswith("osnet"):
         net = osnet(name)
