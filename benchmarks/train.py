@@ -356,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ReidError(f"--only takes {', '.join(sections)}, --rounds 1 or more, --seconds above 0; "
                             f"not {args.only}, {args.rounds}, {args.seconds}")  # fmt: skip
         if args.device == "cuda" and "peer" in chosen:
-            raise ReidError("the peer is measured on the CPU only: leave it out of --only, or --device cuda")
+            raise ReidError("the peer is measured on the CPU only: name the other sections with --device cuda")
         bench = Bench(args)
         print(f"{args.dataset}: {bench.images:,} training images, {bench.config.p * bench.config.k} a batch, "
               f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads")  # fmt: skip
