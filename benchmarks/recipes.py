@@ -19,16 +19,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import datasets
+from reid import config as recipes
 from reid.compare import as_markdown, compare, read_results
 from reid.files import write_text
+from reid.sampler import pk_batches
 from reid.types import ReidError
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "configs/cuhk03np_small.yaml"
 SHORT = ("warmup_epochs=1",)  # the recipe's three are for four times as many epochs
-EPOCH = 4288  # image passes of an epoch on CUHK03-NP-P1, for torchreid's run
 TORCHREID = "torchreid-osnet_x0_25"
 
 LADDER = (  # name, what it changes for itself and all that follow
@@ -85,10 +89,17 @@ def command(args: argparse.Namespace, run: str, changes: Sequence[str], output: 
     """What trains and scores one run."""
     data = ["--dataset", args.dataset, "--data-root", args.data_root]
     if run == TORCHREID:
-        passes = ["--image-passes", str(EPOCH * args.epochs)]
+        passes = ["--image-passes", str(image_passes(args))]
         return [sys.executable, "benchmarks/torchreid_train.py", *data, *passes, "--output", str(output)]
     changes = [*changes, f"epochs={args.epochs}", "watch_epochs=0", *args.set]
     return [sys.executable, "run_reid.py", *data, "--config", RECIPE, "--set", *changes, "--output", str(output)]
+
+
+def image_passes(args: argparse.Namespace) -> int:
+    """Images that a run of this program sees in its epochs, repeats counted."""
+    config = recipes.load(ROOT / RECIPE, args.set)
+    labels = np.array([sample.pid for sample in datasets.read(args.dataset, args.data_root).train])
+    return pk_batches(labels, config.p, config.k, config.seed, 0).size * int(args.epochs)
 
 
 def start(words: Sequence[str]) -> int:

@@ -277,7 +277,6 @@ def test_runs_are_made_once_and_kept_without_the_folders_name(
         return main([*command[2:], *small])
 
     monkeypatch.setattr(bench_recipes, "start", start)
-    monkeypatch.setattr(bench_recipes, "EPOCH", 24)
     words = ["--dataset", "market1501", "--data-root", str(people), "--output", str(tmp_path / "runs"), "--keep",
              str(tmp_path / "kept"), "--only", "ladder/plain", "ladder/branches", "backbones/torchreid-osnet_x0_25",
              "--epochs", "1", "--set", "height=64", "width=32", "p=2", "k=2", "dim=8"]  # fmt: skip
@@ -289,7 +288,9 @@ def test_runs_are_made_once_and_kept_without_the_folders_name(
     assert "## ladder" in told and "ladder-branches" in told and "## backbones" in told
     names = {path.stem for path in (tmp_path / "kept").iterdir()}
     assert names == {"ladder-plain", "ladder-branches", "backbones-torchreid-osnet_x0_25"}
-    kept = json.loads((tmp_path / "kept/ladder-plain.json").read_text())
+    results = {name: json.loads((tmp_path / f"kept/{name}.json").read_text()) for name in names}
+    assert {result["image_passes"] for result in results.values()} == {24}
+    kept = results["ladder-plain"]
     assert f"--data-root DIR/{people.name}" in kept["command"]
     assert str(people.parent) not in json.dumps(kept)
 
