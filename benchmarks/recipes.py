@@ -7,7 +7,7 @@ beyond     configs/cuhk03np_small.yaml, and what might beat it, one change each
 backbones  other networks by the same recipe, and torchreid's own training of OSNet x0.25
 ablations  SCGNet-S without shift, without its second group convolution, without both (Table III of the SCGNet paper)
 
-A run that is finished is not repeated, one that was interrupted goes on; each section ends with its table, as
+Every section holds the recipe itself, trained once. A run that is finished is not repeated, one that was interrupted goes on; each section ends with its table, as
 `run_reid.py compare` prints it. --only takes sections or single runs ("ladder/erasing").
 """
 
@@ -32,6 +32,7 @@ from reid.types import ReidError
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "configs/cuhk03np_small.yaml"
+SHARED = "recipe"  # the run that every section holds
 SHORT = ("warmup_epochs=1",)  # the recipe's three are for four times as many epochs
 TORCHREID = "torchreid-osnet_x0_25"
 
@@ -43,13 +44,12 @@ LADDER = (  # name, what it changes for itself and all that follow
     ("cosine", "lr=0.3 lr_start=0.01 lr_end=0 warmup_epochs=1"),
     ("smoothing", "smoothing=0.1"),
     ("erasing", "erase=0.3"),
-    ("bnneck", "neck=bnneck"),
+    (SHARED, "neck=bnneck"),
     ("center", "center=0.0005"),
     ("averaging", "average_epochs=2"),
 )  # fmt: skip
 
 BEYOND = {
-    "recipe": "",
     "averaging": "average_epochs=2",
     "no-erasing": "erase=0",
     "no-triplet": "triplet=0",
@@ -66,8 +66,8 @@ BEYOND = {
     "two-branches": "branches=[[1,2],[3,1]]",
     "one-branch": "branches=[[1,2]] lr=0.1",
 }
-BACKBONES = ("scgnet_s", "scgnet_m", "scgnet_l", "mobilenet_v2", "shufflenet_v2_x1_5", "osnet_x0_25")
-ABLATIONS = ("scgnet_s", "scgnet_s_unshifted", "scgnet_s_uncascaded", "scgnet_s_plain")
+BACKBONES = ("scgnet_m", "scgnet_l", "mobilenet_v2", "shufflenet_v2_x1_5", "osnet_x0_25")
+ABLATIONS = ("scgnet_s_unshifted", "scgnet_s_uncascaded", "scgnet_s_plain")
 
 
 def sections() -> dict[str, dict[str, list[str]]]:
@@ -77,11 +77,12 @@ def sections() -> dict[str, dict[str, list[str]]]:
     for name, words in LADDER:
         so_far |= dict(word.split("=", 1) for word in words.split())
         ladder[name] = [f"{key}={value}" for key, value in so_far.items()]
+    recipe = {SHARED: list(SHORT)}
     return {
         "ladder": ladder,
-        "beyond": {name: [*SHORT, *words.split()] for name, words in BEYOND.items()},
-        "backbones": {**{name: [*SHORT, f"backbone={name}"] for name in BACKBONES}, TORCHREID: []},
-        "ablations": {name: [*SHORT, f"backbone={name}"] for name in ABLATIONS},
+        "beyond": recipe | {name: [*SHORT, *words.split()] for name, words in BEYOND.items()},
+        "backbones": recipe | {name: [*SHORT, f"backbone={name}"] for name in BACKBONES} | {TORCHREID: []},
+        "ablations": recipe | {name: [*SHORT, f"backbone={name}"] for name in ABLATIONS},
     }
 
 
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", default="cuhk03np_detected", metavar="NAME", help="(default: cuhk03np_detected)")
     parser.add_argument("--data-root", required=True, metavar="DIR", help="the data set's folder, or the one above")
     parser.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="of all runs (default: runs)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy each result there, as SECTION-RUN.json")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy each result there, as NAME.json")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="sections, or single runs of them")
     parser.add_argument("--epochs", type=int, default=12, metavar="N", help="of each run (default: 12)")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
@@ -146,13 +147,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for section, runs in chosen(args.only).items():
             done = []
             for run, changes in runs.items():
-                output = args.output / f"{section}-{run}"
+                name = run if run == SHARED else f"{section}-{run}"
+                output = args.output / name
                 if not (output / "metrics.json").exists():
                     failed = start(command(args, run, changes, output))
                     if failed:
                         return failed
                     if args.keep:
-                        keep(output, args.data_root, args.keep / f"{section}-{run}.json")
+                        keep(output, args.data_root, args.keep / f"{name}.json")
                 done.append(output)
             print(f"\n## {section}\n\n{as_markdown(compare(read_results(done)))}\n")
     except ReidError as error:
