@@ -7,8 +7,9 @@ beyond     configs/cuhk03np_small.yaml, and what might beat it, one change each
 backbones  other networks by the same recipe, and torchreid's own training of OSNet x0.25
 ablations  SCGNet-S without shift, without its second group convolution, without both (Table III of the SCGNet paper)
 
-Every section holds the recipe itself, trained once. A run that is finished is not repeated, one that was interrupted goes on; each section ends with its table, as
-`run_reid.py compare` prints it. --only takes sections or single runs ("ladder/erasing").
+Every section holds the recipe itself, trained once. A run that is finished is not repeated, one that was interrupted
+goes on; each section ends with its table, as `run_reid.py compare` prints it. --only takes sections or single runs
+("ladder/erasing").
 """
 
 from __future__ import annotations

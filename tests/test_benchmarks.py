@@ -280,7 +280,8 @@ def test_runs_are_made_once_and_kept_without_the_folders_name(
     monkeypatch.setattr(bench_recipes, "start", start)
     words = ["--dataset", "market1501", "--data-root", str(people), "--output", str(tmp_path / "runs"), "--keep",
              str(tmp_path / "kept"), "--only", "ladder/plain", "ladder/recipe", "backbones/recipe",
-             "backbones/torchreid-osnet_x0_25", "--epochs", "1", "--set", "height=64", "width=32", "p=2", "k=2", "dim=8"]  # fmt: skip
+             "backbones/torchreid-osnet_x0_25", "--epochs", "1",
+             "--set", "height=64", "width=32", "p=2", "k=2", "dim=64"]  # fmt: skip
     assert bench_recipes.main(words) == 0
     assert started == ["run_reid.py", "run_reid.py", "benchmarks/torchreid_train.py"]
     assert bench_recipes.main(words) == 0
