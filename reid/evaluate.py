@@ -1,12 +1,14 @@
 """Exact evaluation of person re-identification: CMC, mAP (step and trapezoid) and mINP of feature arrays.
 
 Pure functions on numpy arrays (or np.memmap), cosine similarity. The gallery is read once for a block of queries, no
-more than one block of scores is in memory, and only the ranks of the matches are worked out.
+more than one block of scores is in memory, and only the ranks of the matches are worked out; no row is sorted.
 
 The result depends on the features alone, not on blocks, threads or CPU. Unit features are rounded to multiples of 2^-26
-and multiplied in float64: every product is a multiple of 2^-52 and no partial sum exceeds 1 (Cauchy-Schwarz), so that
-no sum is ever rounded, in whatever order BLAS takes it. A float32 product gives even two equal gallery images different
-scores, by their place in a block. The rounding moves a score by about 1e-8, less than float32 arithmetic does.
+in float32. In float64 every product of two is a multiple of 2^-52 and no partial sum exceeds 1 (Cauchy-Schwarz), so
+that no sum is ever rounded, in whatever order it is taken: scores are exact, and equal images score equally. The
+rounding moves a score by about 1e-8. Exact scores are computed of the matches alone; the rest of the gallery is
+multiplied in float32, whose error is bounded, and only what lies within that bound of a match's score is multiplied
+again, exactly.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import blas
 from tqdm import tqdm
 
 from reid.types import JUNK, ReidError
 
 UNIT_TOLERANCE = 1e-4  # a row whose length is this near to 1 counts as unit and is taken as it is
 _MAX_RANK = 50
-_GRID = 2.0**26
-_STEP = 4096  # gallery rows, and by default queries, at a time: 128 MiB of scores
-_MATCHES = 2**22  # of a block of queries, at most: 32 MiB of scores
+_GRID = np.float32(2.0**26)
+_STEP = 4096  # rows of features at a time, and by default queries
+_TILE = 2**25  # gallery values at a time: 128 MiB
+_PRODUCT = 2**23  # scores at a time: 32 MiB
+_MATCHES = 2**22  # of a block of queries, at most
+_CHUNK = 256  # dimensions that one float32 product sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +77,7 @@ def evaluate(
     as wrong answers. A query without a match in what is left (also one whose own pid is JUNK or DISTRACTOR) is
     counted and left out of every mean. Equal scores rank in gallery order, as in a stable descending sort.
 
-    block: queries scored at a time; by default 4,096, which takes about 0.4 GB beside features of 2,048 dimensions,
+    block: queries scored at a time; by default 4,096, which takes about 0.3 GB beside features of 2,048 dimensions,
     or fewer where a pid has thousands of images. It changes memory and time, never the result.
     progress: shows a bar on stderr.
 
@@ -101,7 +107,7 @@ def evaluate(
     average_precision, trapezoid, inverse_penalty = np.full((3, num_query), np.nan)
     first_rank = np.full(num_query, -1, dtype=np.int64)
     with tqdm(
-        total=num_query * num_gallery, desc="evaluate", unit="pair", unit_scale=True, disable=not progress
+        total=num_query * len(index.kept), desc="evaluate", unit="pair", unit_scale=True, disable=not progress
     ) as bar:
         for start in range(0, num_query, block):
             part = slice(start, start + block)
@@ -125,7 +131,6 @@ def evaluate(
             "check that query and gallery belong together, and the camera numbers"
         )
     first = first_rank[valid]
-    num_ranked = int(np.count_nonzero(index.pids != JUNK))
     return Scores(
         rank1=float((first <= 1).mean()),
         rank5=float((first <= 5).mean()),
@@ -136,7 +141,7 @@ def evaluate(
         num_query=num_query,
         num_gallery=num_gallery,
         num_query_without_match=int(num_query - valid.sum()),
-        cmc=np.array([(first <= k).mean() for k in range(1, min(_MAX_RANK, num_ranked) + 1)]),
+        cmc=np.array([(first <= k).mean() for k in range(1, min(_MAX_RANK, len(index.kept)) + 1)]),
         average_precision=average_precision,
         trapezoid=trapezoid,
         inverse_penalty=inverse_penalty,
@@ -174,7 +179,8 @@ class _Gallery:
     """The G gallery features beside what is known of them, found by pid."""
 
     def __init__(self, features: np.ndarray, norms: np.ndarray, pids: np.ndarray, camids: np.ndarray) -> None:
-        self.features, self.norms, self.pids, self.camids = features, norms, pids, camids
+        self.features, self.norms, self.camids = features, norms, camids
+        self.kept = np.flatnonzero(pids != JUNK)
         self._by_pid = np.argsort(pids, kind="stable")
         self._sorted_pids = pids[self._by_pid]
 
@@ -185,56 +191,142 @@ class _Gallery:
 
     def most_images(self) -> int:
         """Of one person."""
-        return int(np.unique(self.pids[self.pids > 0], return_counts=True)[1].max(initial=1))
+        people = self._sorted_pids[np.searchsorted(self._sorted_pids, 1) :]
+        return int(np.unique(people, return_counts=True)[1].max(initial=1))
 
     def on_grid(self, rows: np.ndarray) -> np.ndarray:
         return _on_grid(self.features[rows], self.norms[rows])
 
 
+class _Wanted:
+    """What of the gallery is of the queries' people: the matches, with exact scores, and what the protocol drops.
+
+    Flat arrays, a query's matches side by side, in the order of the queries.
+    """
+
+    def __init__(self, query: np.ndarray, pids: np.ndarray, camids: np.ndarray, gallery: _Gallery) -> None:
+        order = np.argsort(pids, kind="stable")
+        found: list[tuple[np.ndarray, ...]] = []
+        for queries in np.split(order, np.flatnonzero(np.diff(pids[order])) + 1):
+            rows = gallery.of_pid(pids[queries[0]])
+            if len(rows):
+                scores = query[queries].astype(np.float64) @ gallery.on_grid(rows).T.astype(np.float64)
+                shape = (len(queries), len(rows))
+                is_match = camids[queries][:, None] != gallery.camids[rows]
+                owners, columns = np.broadcast_to(queries[:, None], shape), np.broadcast_to(rows, shape)
+                found.append((owners.ravel(), columns.ravel(), scores.ravel(), is_match.ravel()))
+        empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, bool))
+        owner, row, score, is_match = map(np.concatenate, zip(empty, *found))
+        by_row = np.argsort(row, kind="stable")
+        self.row, self.owner = row[by_row], owner[by_row]  # of all, by gallery row
+        by_owner = np.argsort(owner[is_match], kind="stable")
+        self.match_row, self.score = row[is_match][by_owner], score[is_match][by_owner]  # by query
+        self.first = np.searchsorted(owner[is_match][by_owner], np.arange(len(query) + 1))
+        self.above = np.zeros(len(self.score), np.int64)  # others that rank above
+
+    def in_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(queries, gallery rows) of the same people, with start <= row < stop."""
+        part = slice(*np.searchsorted(self.row, [start, stop]))
+        return self.owner[part], self.row[part]
+
+    def ranks(self, query: int) -> np.ndarray:
+        """Of the query's matches, from 1, ascending."""
+        part = slice(self.first[query], self.first[query + 1])
+        order = np.lexsort((self.match_row[part], -self.score[part]))
+        return self.above[part][order] + np.arange(1, len(order) + 1)
+
+
 def _match_ranks(
     query: np.ndarray, query_pids: np.ndarray, query_camids: np.ndarray, gallery: _Gallery, bar: tqdm
 ) -> list[np.ndarray]:
-    """For each query (Q, D), on the grid: ranks of its matches among the rows that the protocol keeps.
+    """For each query (Q, D), on the grid: ranks of its matches among the rows that the protocol keeps, ascending."""
+    wanted = _Wanted(query, query_pids, query_camids, gallery)
+    dimension = query.shape[1]
+    # n roundings of n products move their sum by n * 2^-24 of the product of the lengths (Higham 2002, section 3.1);
+    # lengths exceed 1 by no more than UNIT_TOLERANCE, and float32 thresholds are rounded too
+    error = 1.001 * (min(dimension, _CHUNK) + -(-dimension // _CHUNK) + 2) * 2.0**-24
+    width = max(1, _TILE // dimension)
+    for start in range(0, len(gallery.kept), width):
+        rows = gallery.kept[start : start + width]
+        tile = _Tile(gallery, rows)
+        owners, same = wanted.in_rows(rows[0], rows[-1] + 1)
+        columns = np.searchsorted(rows, same)
+        step = max(1, _PRODUCT // len(rows))
+        for top in range(0, len(query), step):
+            scores = tile.product(query[top : top + step])
+            inside = (owners >= top) & (owners < top + step)
+            scores[owners[inside] - top, columns[inside]] = -np.inf
+            for q, line in enumerate(scores, top):
+                part = slice(wanted.first[q], wanted.first[q + 1])
+                if part.start < part.stop:
+                    places = np.searchsorted(rows, wanted.match_row[part])
+                    wanted.above[part] += _count_above(line, error, query[q], tile, wanted.score[part], places)
+            bar.update(scores.size)
+    return [wanted.ranks(q) for q in range(len(query))]
 
-    Ranks (m,) are counted from 1 and ascending. Scores being exact, those of the matches can be known beforehand, and
-    what stands above them is counted in one pass over the gallery.
+
+def _count_above(
+    scores: np.ndarray, error: float, query: np.ndarray, tile: _Tile, thresholds: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+    """How many of a query's scores (G,) against a tile, known within `error`, rank above each threshold (m,), exact.
+
+    An equal score ranks above where its position is below the threshold's place (m,).
     """
-    matches, match_scores, above = [], [], []
-    for feature, pid, camid in zip(query, query_pids, query_camids):
-        same = gallery.of_pid(pid)
-        scores = gallery.on_grid(same) @ feature
-        is_match = gallery.camids[same] != camid
-        match, score = same[is_match], scores[is_match]
-        dropped, dropped_score = same[~is_match, None], scores[~is_match, None]  # the pass below counts them: taken off
-        counted = (dropped_score > score) | ((dropped_score == score) & (dropped < match))
-        matches.append(match)
-        match_scores.append(score)
-        above.append(-counted.sum(axis=0))
+    low, high = (thresholds - error).astype(np.float32), (thresholds + error).astype(np.float32)
+    perhaps, surely = scores > low[:, None], scores > high[:, None]
+    count = np.array([np.count_nonzero(line) for line in surely])
+    if sum(map(np.count_nonzero, perhaps)) > count.sum():
+        columns = np.flatnonzero((perhaps ^ surely).any(axis=0))
+        exact, earlier = tile.exact(query, columns), columns < places[:, None]
+        count += (
+            ~surely[:, columns] & ((exact > thresholds[:, None]) | ((exact == thresholds[:, None]) & earlier))
+        ).sum(1)
+    return count
 
-    for start in range(0, len(gallery.pids), _STEP):
-        rows = start + np.flatnonzero(gallery.pids[start : start + _STEP] != JUNK)
-        block = query @ gallery.on_grid(rows).T
-        for match, score, count, scores in zip(matches, match_scores, above, block):
-            if not len(match):
-                continue
-            ascending = np.sort(scores)
-            not_above = np.searchsorted(ascending, score, "right")
-            count += len(rows) - not_above
-            # equal scores, the match's own too: those earlier in the gallery are above
-            for i in np.flatnonzero(np.searchsorted(ascending, score, "left") < not_above):
-                earlier = np.searchsorted(rows, match[i])
-                count[i] += np.count_nonzero(scores[:earlier] == score[i])
-        bar.update(len(query) * min(_STEP, len(gallery.pids) - start))
-    return [np.sort(count) + 1 for count in above]
+
+class _Tile:
+    """Gallery rows (G, D) on the grid, cut into chunks of dimensions."""
+
+    def __init__(self, gallery: _Gallery, rows: np.ndarray) -> None:
+        dimension = gallery.features.shape[1]
+        self.chunks = [np.empty((len(rows), len(part)), np.float32) for part in _parts(dimension)]
+        for start in range(0, len(rows), _STEP):
+            piece = gallery.on_grid(rows[start : start + _STEP])
+            for chunk, part in zip(self.chunks, _parts(dimension)):
+                chunk[start : start + _STEP] = piece[:, part.start : part.stop]
+
+    def product(self, query: np.ndarray) -> np.ndarray:
+        """float32 scores (Q, G) of queries (Q, D): a product a chunk, added up by BLAS."""
+        scores = np.empty((len(self.chunks[0]), len(query)), np.float32, order="F")
+        for n, (chunk, part) in enumerate(zip(self.chunks, _parts(query.shape[1]))):
+            q = query[:, part.start : part.stop]
+            scores = blas.sgemm(1.0, chunk.T, q.T, beta=float(n > 0), c=scores, trans_a=True, overwrite_c=True)
+        return scores.T
+
+    def exact(self, query: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Scores (N,) float64 of a query (D,) and the rows at `columns` (N,)."""
+        scores = np.zeros(len(columns))
+        for chunk, part in zip(self.chunks, _parts(len(query))):
+            factor = query[part.start : part.stop].astype(np.float64)
+            for start in range(0, len(columns), _STEP):
+                some = slice(start, start + _STEP)
+                scores[some] += chunk[columns[some]].astype(np.float64) @ factor
+        return scores
+
+
+def _parts(dimension: int) -> list[range]:
+    return [range(d, min(d + _CHUNK, dimension)) for d in range(0, dimension, _CHUNK)]
 
 
 def _on_grid(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
-    """Rows (N, D) at unit length in multiples of 1 / _GRID, as whole numbers, float64."""
+    """Rows (N, D) at unit length in multiples of 1 / _GRID, float32."""
     unit = is_unit(norms)
     if not unit.all():
         rows = rows / np.where(unit, 1.0, norms)[:, None]
-    scaled = np.multiply(rows, _GRID, dtype=np.float64)
-    return np.rint(scaled, out=scaled)
+    rows = np.multiply(rows, _GRID, dtype=np.float32, casting="same_kind")
+    np.rint(rows, out=rows)
+    rows /= _GRID
+    return rows
 
 
 def _ids(values: np.ndarray, name: str, count: int) -> np.ndarray:

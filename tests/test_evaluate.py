@@ -93,7 +93,7 @@ def inverse_negative_penalty(right: list[bool]) -> float:
 def test_equals_plain_loops(ties: bool) -> None:
     rng = np.random.default_rng(int(ties))
     cases_with_queries_left_out = 0
-    for _ in range(300):
+    for _ in range(500):
         case = random_case(rng, ties=ties)
         rankings = [kept_ranking(case, q)[0] for q in range(len(case[0]))]
         valid = [right for right in rankings if any(right)]
@@ -121,6 +121,23 @@ def test_equals_plain_loops(ties: bool) -> None:
             assert getattr(scores, f"rank{k}") == scores.cmc[k - 1]
         cases_with_queries_left_out += scores.num_query_without_match > 0
     assert cases_with_queries_left_out > 20
+
+
+def test_scores_closer_than_float32_can_tell_are_ranked_exactly() -> None:
+    rng = np.random.default_rng(5)
+    base = unit(rng.standard_normal((1, 600)))
+    gallery = unit(base + 3e-8 * rng.standard_normal((300, 600)))
+    gallery[::7] = gallery[0]  # and some the same
+    query = unit(base + 0.02 * rng.standard_normal((4, 600)))
+    pids, camids = rng.integers(0, 3, 300), np.full(300, 2)
+    scores = evaluate(query, gallery, np.array([1, 2, 1, 2]), pids, np.ones(4, int), camids)
+
+    q, g = ((np.rint(rows.astype(np.float64) * 2**26)).astype(int).astype(object) for rows in (query, gallery))
+    exact = q @ g.T  # of Python's integers
+    assert len(np.unique((query @ gallery.T)[0])) < len(set(exact[0])) / 5, "float32 sees a handful"
+    for i, pid in enumerate([1, 2, 1, 2]):
+        right = [bool(pids[row] == pid) for row in sorted(range(300), key=lambda row: (-exact[i, row], row))]
+        assert scores.average_precision[i] == pytest.approx(step_ap(right), abs=1e-12)
 
 
 def test_equals_scikit_learn() -> None:
