@@ -14,9 +14,11 @@ again, exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import blas
+from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from reid.types import JUNK, ReidError
@@ -65,6 +67,7 @@ def evaluate(
     query_camids: np.ndarray,
     gallery_camids: np.ndarray,
     *,
+    bonus: csr_array | None = None,
     block: int | None = None,
     progress: bool = False,
 ) -> Scores:
@@ -77,6 +80,7 @@ def evaluate(
     as wrong answers. A query without a match in what is left (also one whose own pid is JUNK or DISTRACTOR) is
     counted and left out of every mean. Equal scores rank in gallery order, as in a stable descending sort.
 
+    bonus: (Q, G), added to the similarities: of re-ranking, see `reid.rerank`.
     block: queries scored at a time; by default 4,096, which takes about 0.3 GB beside features of 2,048 dimensions,
     or fewer where a pid has thousands of images. It changes memory and time, never the result.
     progress: shows a bar on stderr.
@@ -99,6 +103,8 @@ def evaluate(
         _ids(gallery_pids, "gallery_pids", num_gallery),
         _ids(gallery_camids, "gallery_camids", num_gallery),
     )
+    if bonus is not None and bonus.shape != (num_query, num_gallery):
+        raise ReidError(f"bonus should be of {num_query} queries and {num_gallery} gallery rows, got {bonus.shape}")
     if block is None:
         block = max(1, min(_STEP, _MATCHES // index.most_images()))
     elif block < 1:
@@ -112,7 +118,8 @@ def evaluate(
         for start in range(0, num_query, block):
             part = slice(start, start + block)
             features = _on_grid(query[part], query_norms[part])
-            ranked = _match_ranks(features, query_pids[part], query_camids[part], index, bar)
+            extra = None if bonus is None else bonus[part]
+            ranked = _match_ranks(features, query_pids[part], query_camids[part], index, extra, bar)
             for q, ranks in zip(range(start, num_query), ranked):
                 if not len(ranks):
                     continue
@@ -237,7 +244,12 @@ class _Wanted:
 
 
 def _match_ranks(
-    query: np.ndarray, query_pids: np.ndarray, query_camids: np.ndarray, gallery: _Gallery, bar: tqdm
+    query: np.ndarray,
+    query_pids: np.ndarray,
+    query_camids: np.ndarray,
+    gallery: _Gallery,
+    bonus: csr_array | None,
+    bar: tqdm,
 ) -> list[np.ndarray]:
     """For each query (Q, D), on the grid: ranks of its matches among the rows that the protocol keeps, ascending."""
     wanted = _Wanted(query, query_pids, query_camids, gallery)
@@ -245,6 +257,10 @@ def _match_ranks(
     # n roundings of n products move their sum by n * 2^-24 of the product of the lengths (Higham 2002, section 3.1);
     # lengths exceed 1 by no more than UNIT_TOLERANCE, and float32 thresholds are rounded too
     error = 1.001 * (min(dimension, _CHUNK) + -(-dimension // _CHUNK) + 2) * 2.0**-24
+    if bonus is not None:
+        owners = np.repeat(np.arange(len(query)), np.diff(wanted.first))
+        wanted.score += bonus[owners, wanted.match_row]
+        error += (1 + bonus.max()) * 2.0**-22
     width = max(1, _TILE // dimension)
     for start in range(0, len(gallery.kept), width):
         rows = gallery.kept[start : start + width]
@@ -256,32 +272,45 @@ def _match_ranks(
             scores = tile.product(query[top : top + step])
             inside = (owners >= top) & (owners < top + step)
             scores[owners[inside] - top, columns[inside]] = -np.inf
+            added = None if bonus is None else bonus[top : top + step][:, rows].toarray()
+            if added is not None:
+                scores += added
             for q, line in enumerate(scores, top):
                 part = slice(wanted.first[q], wanted.first[q + 1])
                 if part.start < part.stop:
+                    counter = _Counter(line, error, tile, query[q], None if added is None else added[q - top])
                     places = np.searchsorted(rows, wanted.match_row[part])
-                    wanted.above[part] += _count_above(line, error, query[q], tile, wanted.score[part], places)
+                    wanted.above[part] += counter.above(wanted.score[part], places)
             bar.update(scores.size)
     return [wanted.ranks(q) for q in range(len(query))]
 
 
-def _count_above(
-    scores: np.ndarray, error: float, query: np.ndarray, tile: _Tile, thresholds: np.ndarray, places: np.ndarray
-) -> np.ndarray:
-    """How many of a query's scores (G,) against a tile, known within `error`, rank above each threshold (m,), exact.
+class _Counter(NamedTuple):
+    """The scores of a query against a tile, to be counted."""
 
-    An equal score ranks above where its position is below the threshold's place (m,).
-    """
-    low, high = (thresholds - error).astype(np.float32), (thresholds + error).astype(np.float32)
-    perhaps, surely = scores > low[:, None], scores > high[:, None]
-    count = np.array([np.count_nonzero(line) for line in surely])
-    if sum(map(np.count_nonzero, perhaps)) > count.sum():
-        columns = np.flatnonzero((perhaps ^ surely).any(axis=0))
-        exact, earlier = tile.exact(query, columns), columns < places[:, None]
-        count += (
-            ~surely[:, columns] & ((exact > thresholds[:, None]) | ((exact == thresholds[:, None]) & earlier))
-        ).sum(1)
-    return count
+    scores: np.ndarray  # (G,) float32
+    error: float  # of them, at most
+    tile: _Tile
+    query: np.ndarray  # (D,)
+    added: np.ndarray | None  # (G,) float64, to the similarities
+
+    def above(self, thresholds: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """How many rank above each of thresholds (m,), which are exact.
+
+        An equal score ranks above where its position is below the threshold's place (m,).
+        """
+        low, high = ((thresholds + move).astype(np.float32)[:, None] for move in (-self.error, self.error))
+        perhaps, surely = self.scores > low, self.scores > high
+        count = np.array([np.count_nonzero(line) for line in surely])
+        if sum(map(np.count_nonzero, perhaps)) > count.sum():
+            columns = np.flatnonzero((perhaps ^ surely).any(axis=0))
+            exact = self.tile.exact(self.query, columns)
+            if self.added is not None:
+                exact += self.added[columns]
+            earlier = columns < places[:, None]
+            above = (exact > thresholds[:, None]) | ((exact == thresholds[:, None]) & earlier)
+            count += np.count_nonzero(above & ~surely[:, columns], axis=1)
+        return count
 
 
 class _Tile:

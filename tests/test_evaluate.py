@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.sparse import csr_array
 from sklearn.metrics import average_precision_score
 
 import reid.evaluate
@@ -138,6 +139,27 @@ def test_scores_closer_than_float32_can_tell_are_ranked_exactly() -> None:
     for i, pid in enumerate([1, 2, 1, 2]):
         right = [bool(pids[row] == pid) for row in sorted(range(300), key=lambda row: (-exact[i, row], row))]
         assert scores.average_precision[i] == pytest.approx(step_ap(right), abs=1e-12)
+
+
+def test_a_bonus_moves_images_up_as_in_a_sort_of_the_sums() -> None:
+    rng = np.random.default_rng(6)
+    moved = 0
+    for _ in range(100):
+        case = random_case(rng, ties=False)
+        query, gallery, q_pids, g_pids, q_camids, g_camids = case
+        bonus = rng.random((len(query), len(gallery))) * (rng.random((len(query), len(gallery))) < 0.2)
+        try:
+            plain, scores = evaluate(*case), evaluate(*case, bonus=csr_array(bonus))
+        except ReidError:
+            continue
+        sums = query.astype(np.float64) @ gallery.T.astype(np.float64) + bonus
+        for q in np.flatnonzero(scores.valid):
+            drop = (g_pids == JUNK) | ((g_pids == q_pids[q]) & (g_camids == q_camids[q]))
+            rows = [row for row in np.argsort(-sums[q], kind="stable") if not drop[row]]
+            right = [bool(g_pids[row] == q_pids[q]) for row in rows]
+            assert scores.average_precision[q] == pytest.approx(step_ap(right), abs=1e-12)
+            moved += scores.average_precision[q] != plain.average_precision[q]
+    assert moved > 100
 
 
 def test_equals_scikit_learn() -> None:
