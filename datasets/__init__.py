@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets import cuhk03np, dukemtmc, folder, market1501, parse
-from reid.types import ReidError, Splits
+from reid.types import DISTRACTOR, ReidError, Sample, Splits
 
 
 def _read_synthetic(root: Path) -> Splits:
@@ -35,9 +35,9 @@ DATASETS: dict[str, Callable[[Path], Splits]] = {
     "synthetic": _read_synthetic,
 }
 
-OFFICIAL: dict[str, Mapping[str, parse.Count]] = {
-    layout.name: layout.official for layout in (market1501.LAYOUT, dukemtmc.LAYOUT, *cuhk03np.LAYOUTS.values())
-}
+_LAYOUTS = {layout.name: layout for layout in (market1501.LAYOUT, dukemtmc.LAYOUT, *cuhk03np.LAYOUTS.values())}
+
+OFFICIAL: dict[str, Mapping[str, parse.Count]] = {layout.name: layout.official for layout in _LAYOUTS.values()}
 
 
 def read(name: str, root: str | os.PathLike[str]) -> Splits:
@@ -48,3 +48,28 @@ def read(name: str, root: str | os.PathLike[str]) -> Splits:
     if name not in DATASETS:
         raise ReidError(f"unknown data set {name!r}; choose one of {', '.join(DATASETS)}")
     return DATASETS[name](parse.absolute(root))
+
+
+def distractors(splits: Splits) -> list[Sample]:
+    """Images of nobody that a data set has beside its gallery (Market-1501: 500,000 in images/), pid DISTRACTOR.
+
+    Raises ReidError where it has none.
+    """
+    if splits.name not in _LAYOUTS or not _LAYOUTS[splits.name].more:
+        raise ReidError(f"{splits.name} has no distractors beside its gallery: leave --distractors out")
+    layout = _LAYOUTS[splits.name]
+    found = parse.read_folder(layout, Path(splits.root) / layout.more["distractors"])
+    return [sample._replace(pid=DISTRACTOR) for sample in found]
+
+
+def multi_query(splits: Splits) -> list[Sample]:
+    """The images of the query persons by the query cameras that multi-query evaluation may use, sorted by path.
+
+    Market-1501 has them in gt_bbox/. Elsewhere, or where that is absent, they are the query images themselves and the
+    gallery's of a query's person by its own camera, which the protocol leaves out of that query's ranking.
+    """
+    asked = {(sample.pid, sample.camid) for sample in splits.query}
+    layout = _LAYOUTS.get(splits.name)
+    folder = Path(splits.root) / layout.more["multi_query"] if layout and layout.more else None
+    samples = parse.read_folder(layout, folder) if folder and folder.is_dir() else [*splits.query, *splits.gallery]
+    return sorted(sample for sample in samples if (sample.pid, sample.camid) in asked)

@@ -1,6 +1,7 @@
 """Market-1501 (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015).
 
-In the gallery pid 0 is a distractor, pid -1 junk. Counts: the data set's own description.
+In the gallery pid 0 is a distractor, pid -1 junk. Counts: the data set's own description. Beside the three folders may
+lie images/, 500,000 more distractors, and gt_bbox/, hand-drawn boxes of the query persons for multi-query evaluation.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ LAYOUT = parse.Layout(
         "query": parse.Count(3368, 750, parse.per_camera(668, 530, 717, 248, 622, 583)),
         "gallery": parse.Count(19732, 750, distractors=2798, junk=3819),
     },
+    more={"distractors": "images", "multi_query": "gt_bbox"},
 )
 
 

@@ -41,6 +41,7 @@ class Layout:
     obtain: str  # how one comes by the data set
     official: Mapping[str, Count] = field(default_factory=dict)  # split -> count; empty where none are published
     notice: str = ""  # said aloud on every read
+    more: Mapping[str, str] = field(default_factory=dict)  # "distractors", "multi_query" -> folder, which may be absent
 
 
 def per_camera(*images: int) -> dict[int, int]:
@@ -78,7 +79,7 @@ def read(layout: Layout, root: str | os.PathLike[str]) -> Splits:
 
 def read_found(layout: Layout, found: Path) -> Splits:
     """The same for the data set's own folder."""
-    train, query, gallery = (_read_split(layout, found / folder) for folder in FOLDERS.values())
+    train, query, gallery = (read_folder(layout, found / folder) for folder in FOLDERS.values())
     warnings = [layout.notice] if layout.notice else []
     persons: dict[str, list[Sample]] = {}
     for split, samples in (("train", train), ("query", query)):
@@ -151,7 +152,8 @@ def some(names: Sequence[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def _read_split(layout: Layout, folder: Path) -> list[Sample]:
+def read_folder(layout: Layout, folder: Path) -> list[Sample]:
+    """The images of one folder by their names. ReidError where it is missing or empty, or a name does not fit."""
     names = sorted(name for name in os.listdir(folder) if not is_ignored(name)) if folder.is_dir() else []
     if not names:
         what = "is empty" if folder.is_dir() else "is missing"

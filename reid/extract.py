@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,8 +79,8 @@ class Embedder:
     ) -> np.ndarray:
         """Image files -> (N, D) float32 of unit length, row i of paths[i].
 
-        save: a .npy file for the result. It is read instead where it is there and of the same model and paths;
-        until it is whole, rows are kept beside it, and an interrupted call goes on from them.
+        save: a .npy file for the result, which is a memory map of it. Where it is there already, of the same model and
+        paths, it is only opened; until it is whole, rows are kept beside it, and an interrupted call goes on from them.
         Raises ReidError that names a file which is no whole image.
         """
         names = [str(path) for path in paths]
@@ -108,7 +109,7 @@ class Embedder:
         of = {"fingerprint": self.fingerprint, "paths": identity(paths), "dimension": self.dimension}
         label = save.with_suffix(".json")
         if save.exists() and label.exists() and json.loads(label.read_text(encoding="utf-8")) == of:
-            return np.load(save, allow_pickle=False)
+            return np.load(save, mmap_mode="r", allow_pickle=False)
         save.parent.mkdir(parents=True, exist_ok=True)
         journal, header = save.with_suffix(".rows"), (json.dumps(of) + "\n").encode()
         done = 0
@@ -124,12 +125,13 @@ class Embedder:
             for batch in self._batches(paths, done, progress, desc):
                 file.write(batch.tobytes())
                 file.flush()
-            file.seek(len(header))
-            rows = np.fromfile(file, np.float32).reshape(len(paths), self.dimension)
         label.unlink(missing_ok=True)  # a label never stands beside rows that it does not describe
-        with atomic_file(save) as temporary, temporary.open("wb") as file:
-            np.save(file, rows)
+        with atomic_file(save) as temporary, temporary.open("wb") as whole, journal.open("rb") as file:
+            array = {"descr": "<f4", "fortran_order": False, "shape": (len(paths), self.dimension)}
+            np.lib.format.write_array_header_1_0(whole, array)
+            file.seek(len(header))
+            shutil.copyfileobj(file, whole, 1 << 24)
         with atomic_file(label) as temporary:
             temporary.write_text(json.dumps(of), encoding="utf-8")
         journal.unlink()
-        return rows
+        return np.load(save, mmap_mode="r", allow_pickle=False)

@@ -545,3 +545,33 @@ def test_splits_are_plain_values(tmp_path):
     assert isinstance(splits, Splits)
     assert all(isinstance(sample.path, str) for sample in splits.gallery)
     assert all(type(sample.pid) is int and type(sample.camid) is int for sample in splits.gallery)
+
+
+def test_distractors_beside_the_gallery_are_nobody(tmp_path: Path) -> None:
+    root = plant(tmp_path / "market1501", MARKET | {"images": ["0000_c2s1_000001_00.jpg", "0007_c1s1_000009_00.jpg"]})
+    splits = datasets.read("market1501", root)
+    found = datasets.distractors(splits)
+    assert [(Path(sample.path).name, sample.pid, sample.camid) for sample in found] == [
+        ("0000_c2s1_000001_00.jpg", DISTRACTOR, 2),
+        ("0007_c1s1_000009_00.jpg", DISTRACTOR, 1),
+    ]
+    assert len(splits.gallery) == 4, "the gallery is as before"
+
+
+def test_no_distractors_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ReidError, match="expected images in .*images, which is missing"):
+        datasets.distractors(datasets.read("market1501", plant(tmp_path / "market1501", MARKET)))
+    with pytest.raises(ReidError, match="dukemtmc has no distractors beside its gallery"):
+        datasets.distractors(datasets.read("dukemtmc", plant(tmp_path / "duke", DUKE)))
+
+
+def test_multi_query_images_are_of_the_query_persons_and_cameras(tmp_path: Path) -> None:
+    boxes = {"gt_bbox": ["0001_c1s1_001051_00.jpg", "0001_c1s2_000002_00.jpg", "0001_c2s1_000001_00.jpg",
+                         "0009_c1s1_000001_00.jpg"]}  # fmt: skip
+    boxed = datasets.read("market1501", plant(tmp_path / "boxed", MARKET | boxes))
+    plain = datasets.read("market1501", plant(tmp_path / "plain", MARKET))
+    names = [
+        [Path(s.path).parent.name + "/" + Path(s.path).name for s in datasets.multi_query(x)] for x in (boxed, plain)
+    ]
+    assert names[0] == ["gt_bbox/0001_c1s1_001051_00.jpg", "gt_bbox/0001_c1s2_000002_00.jpg"]
+    assert names[1] == ["bounding_box_test/0001_c1s2_001051_02.jpg", "query/0001_c1s1_001051_00.jpg"]

@@ -1,0 +1,62 @@
+"""Variants of the evaluation: several images a query, and one camera's queries against another camera alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reid.evaluate import Scores, evaluate
+from reid.types import JUNK, ReidError
+
+POOLS = ("mean", "max")
+
+
+def pool_queries(
+    how: str,
+    features: np.ndarray,
+    pids: np.ndarray,
+    camids: np.ndarray,
+    query_pids: np.ndarray,
+    query_camids: np.ndarray,
+) -> np.ndarray:
+    """Multi-query: (Q, D) float32 of unit length, for each query the mean or the maximum of its person's images.
+
+    features (N, D) float32, pids and camids (N,): the images to draw from, with at least one of each query's person by
+    its camera. how: "mean" or "max", value by value (Zheng et al. 2015, "Scalable Person Re-identification",
+    section 5.3). Raises ReidError for another word, and where a query has no image.
+    """
+    if how not in POOLS:
+        raise ReidError(f"multi-query pools by {' or '.join(POOLS)}, got {how!r}")
+    rows_of: dict[tuple[int, int], list[int]] = {}
+    for row, key in enumerate(zip(pids.tolist(), camids.tolist())):
+        rows_of.setdefault(key, []).append(row)
+    pooled = np.empty((len(query_pids), features.shape[1]), np.float32)
+    for q, key in enumerate(zip(query_pids.tolist(), query_camids.tolist())):
+        if key not in rows_of:
+            raise ReidError(f"multi-query: no image of person {key[0]} by camera {key[1]}, whom query {q} shows")
+        rows = np.asarray(features[rows_of[key]])
+        pooled[q] = rows.mean(axis=0) if how == "mean" else rows.max(axis=0)
+    return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+
+
+def evaluate_camera_pairs(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    query_pids: np.ndarray,
+    gallery_pids: np.ndarray,
+    query_camids: np.ndarray,
+    gallery_camids: np.ndarray,
+) -> dict[tuple[int, int], Scores]:
+    """`evaluate` for each pair (query camera, gallery camera) by itself, the gallery holding that camera's images only.
+
+    Arguments as there. Pairs in which no query has a match are left out.
+    """
+    found = {}
+    for mine in np.unique(query_camids).tolist():
+        q = np.flatnonzero(query_camids == mine)
+        for other in np.unique(gallery_camids[gallery_pids != JUNK]).tolist():
+            g = np.flatnonzero(gallery_camids == other)
+            shared = np.intersect1d(query_pids[q], gallery_pids[g])
+            if mine != other and (shared > 0).any():
+                ids = (query_pids[q], gallery_pids[g], query_camids[q], gallery_camids[g])
+                found[mine, other] = evaluate(query[q], gallery[g], *ids)
+    return found
