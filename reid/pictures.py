@@ -1,4 +1,4 @@
-"""Pictures of a run: ranked lists with right and wrong marked, one search's answer, training curves.
+"""Pictures of a run: ranked lists with right and wrong marked, one search's answer, curves, a page of people.
 
 What is shown (`choose_queries`, `ranked_rows`) is decided by pure functions; the drawing only follows them.
 """
@@ -6,8 +6,11 @@ What is shown (`choose_queries`, `ranked_rows`) is decided by pure functions; th
 from __future__ import annotations
 
 import functools
+import html
+import io
 import math
 import os
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from reid.evaluate import Scores
-from reid.files import atomic_file
+from reid.files import atomic_file, write_text
 from reid.types import DISTRACTOR, JUNK, Sample, Splits
 
 CROP_W, CROP_H = 72, 128  # pixels that a crop is fitted into, its aspect kept
@@ -26,6 +29,7 @@ GAP = 8
 QUERY_GAP = 22  # sets the query apart from its answers
 MARGIN = 16
 TITLE_LINE, CAPTION_LINE, TEXT_LINE = 26, 24, 16  # heights of a line of text
+STRIP_CROPS = 24  # of a person on the page of people
 PER_LINE = 10  # answers beside each other; more go on below
 MOST_DRAWN = 200  # answers of a search: a picture of thousands helps nobody and fills the memory
 
@@ -331,3 +335,43 @@ def _plot_measured(ax: Any, points: Sequence[tuple[int, float | None]], **style:
     measured = [(epoch, 100 * value) for epoch, value in points if value is not None]
     if measured:
         ax.plot(*zip(*measured, strict=True), marker="o", markersize=4, **style)
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px system-ui, sans-serif; color: #202020; margin: 1.5em; }}
+section {{ border-top: 1px solid #ddd; padding: .4em 0; }}
+h2 {{ font-size: 1em; margin: .3em 0; }}
+figure {{ display: inline-block; margin: 0 6px 4px 0; vertical-align: top; }}
+figcaption {{ color: #6e6e6e; font-size: 12px; text-align: center; }}
+</style></head><body><h1>{title}</h1><p>{text}</p>
+{strips}
+</body></html>
+"""
+
+
+def write_people_page(
+    strips: Sequence[tuple[str, Sequence[Tile]]], output: str | os.PathLike[str], *, title: str, text: str
+) -> None:
+    """Writes an HTML page that stands alone, with a strip of pictures a person: a heading and its crops.
+
+    Of a strip the first STRIP_CROPS are shown, and how many more there are. Hovering over a crop names its file.
+    """
+    parts = []
+    for heading, tiles in strips:
+        figures = [_figure(tile) for tile in tiles[:STRIP_CROPS]]
+        more = f"<p>and {len(tiles) - STRIP_CROPS:,} more</p>" if len(tiles) > STRIP_CROPS else ""
+        parts.append(f"<section><h2>{html.escape(heading)}</h2>{''.join(figures)}{more}</section>")
+    page = _PAGE.format(title=html.escape(title), text=html.escape(text), strips="\n".join(parts))
+    write_text(output, page.encode("utf-8", "replace").decode())
+
+
+def _figure(tile: Tile) -> str:
+    held = io.BytesIO()
+    _crop(tile.path).save(held, "JPEG", quality=80)
+    name = html.escape(os.fspath(tile.path).encode("utf-8", "replace").decode(), quote=True)
+    image = (
+        f'<img width="{CROP_W}" height="{CROP_H}" src="data:image/jpeg;base64,{b64encode(held.getvalue()).decode()}"'
+    )
+    words = "" if tile.camid is None else f"camera {tile.camid}"
+    return f'<figure title="{name}">{image} alt="{name}"><figcaption>{words}</figcaption></figure>'
