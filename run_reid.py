@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Person re-identification: train, evaluate, compare, index, search.
+"""Person re-identification: train, evaluate, compare, calibrate, index, search, cluster.
 
     python run_reid.py                                    the main job on people that the program draws itself
     python run_reid.py --dataset market1501 --data-root DIR
-    python run_reid.py COMMAND --help                     train, evaluate, compare, index, search, check-data, pack,
-                                                          pretrain
+    python run_reid.py COMMAND --help                     train, evaluate, compare, calibrate, index, search, cluster,
+                                                          check-data, pack, pretrain
 
 The main job reads and checks a data set, trains by its recipe (configs/), embeds query and gallery, evaluates, builds
 a searchable gallery and writes a report. Interrupted, the same command goes on where it was.
@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import errno
 import fcntl
+import io
 import json
 import os
 import shlex
@@ -29,16 +31,21 @@ import numpy as np
 
 import datasets
 from datasets.doctor import examine, find_bad
+from datasets.folder import camera_of
 from reid import config as recipes
 from reid.files import write_json, write_text
 from reid.types import ReidError, Sample, Splits
 
 if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-data do without
+    from scipy.sparse import csr_array
+
+    from reid.calibration import Calibration
     from reid.config import Config, PretrainConfig
     from reid.evaluate import Scores
     from reid.extract import Embedder
     from reid.gallery import Gallery
     from reid.model import ReidModel
+    from reid.protocol import Method
     from reid.train import Trained
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -55,7 +62,7 @@ def main_job(args: argparse.Namespace) -> None:
         splits = read_data(args)
     config = read_recipe(args)
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
-    with claimed(output, run_of("training", splits, args, config), config) as facts:
+    with claimed(output, run_of("training", splits, args, config, weights=args.weights), config) as facts:
         if (output / "metrics.json").exists():
             print(f"finished already, nothing to do: {output}/report.md")
             return print((output / "scores.txt").read_text(encoding="utf-8"))
@@ -68,11 +75,11 @@ def main_job(args: argparse.Namespace) -> None:
         if not first_process():
             return
         embedder = load_embedder(weights, args)
-        query, gallery, scores = score(embedder, splits, output, facts)
+        query, gallery, scores, _ = score(embedder, splits, output, facts)
         if trained:
             keep_scores(embedder.model, trained.path, splits, scores)
         build_gallery(output / "gallery", embedder, Path(weights), splits.gallery, gallery)
-        report(embedder, splits, scores, query, gallery, output, args, facts, trained)
+        report(embedder, splits, scores, query, gallery, output, facts, weights=args.weights, trained=trained)
         print(f"searchable gallery: {output}/gallery\nreport: {output}/report.md")
 
 
@@ -87,15 +94,70 @@ def train_command(args: argparse.Namespace) -> None:
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
-    """Scores a model on a data set's query and gallery and writes the report."""
-    splits = read_data(args)
-    output = Path(args.output or f"runs/evaluate-{args.dataset}-{Path(args.weights).stem}")
-    with claimed(output, run_of("evaluate", splits, args)) as facts:
+    """Scores models on data sets' query and gallery and writes a report of each; of several, a table of all."""
+    from reid.tables import aligned_table
+
+    method = read_method(args)
+    names = {model_name(weights): weights for weights in args.weights}
+    if len(names) < len(args.weights):
+        raise ReidError(f"--weights: expected files of different names, got {' '.join(args.weights)}: rename one")
+    single = len(names) == len(args.dataset) == 1
+    rows = []
+    for name, weights in names.items():
+        rows.append([name])
+        for dataset in args.dataset:
+            folder = f"evaluate-{dataset}-{name}{method.suffix}"
+            output = Path(args.output or f"runs/{folder}") if single else Path(args.output or "runs") / folder
+            scores = evaluate_one(weights, dataset, method, output, args)
+            rows[-1].append(f"{scores.rank1:.1%} / {scores.mAP:.1%}")
+    if not single:
+        print("\n" + aligned_table(("Rank-1 / mAP", *args.dataset), rows))
+
+
+def evaluate_one(weights: str, dataset: str, method: Method, output: Path, args: argparse.Namespace) -> Scores:
+    splits = read_data(args, dataset)
+    if method.distractors:
+        splits = splits._replace(gallery=[*splits.gallery, *datasets.distractors(splits)], official_split=None)
+    with claimed(output, run_of("evaluate", splits, args, weights=weights, method=str(method))) as facts:
         splits = check_images(splits, output, args.skip_bad, ("query", "gallery"))
-        embedder = load_embedder(args.weights, args)
-        query, gallery, scores = score(embedder, splits, output, facts)
-        report(embedder, splits, scores, query, gallery, output, args, facts)
-        print(f"report: {output}/report.md")
+        embedder = load_embedder(weights, args)
+        query, gallery, scores, bonus = score(embedder, splits, output, facts, method, args.skip_bad)
+        report(embedder, splits, scores, query, gallery, output, facts, weights=weights, method=method, bonus=bonus)
+    print(f"report: {output}/report.md")
+    return scores
+
+
+def calibrate_command(args: argparse.Namespace) -> None:
+    """Learns from a data set's query and gallery people when a model should answer "nobody", and writes it into it.
+
+    The people must not be among those that the model was trained on. First a half of them, drawn at random, shows
+    whether what is learnt holds on the other half; then all of them are learnt from.
+    """
+    from reid import tensors
+    from reid.calibration import calibrate, check
+    from reid.tables import aligned_table
+
+    splits = read_data(args)
+    output = Path(args.output or f"runs/calibrate-{args.dataset}-{model_name(args.weights)}")
+    embedder = load_embedder(args.weights, args)
+    with claimed(output, run_of("calibrate", splits, args, fingerprint=embedder.fingerprint)):
+        splits = check_images(splits, output, args.skip_bad, ("query", "gallery"))
+        samples = [*splits.query, *splits.gallery]
+        features = embedder.embed([s.path for s in samples], save=output / "features" / "all.npy", progress=True)
+        pids, camids = (np.array([s[i] for s in samples]) for i in (1, 2))
+        model, name = embedder.fingerprint, splits.name
+        checked = check(features, pids, camids, (0.005, 0.01, 0.05, 0.1), fingerprint=model, dataset=name)
+        learnt_from = calibrate(features, pids, camids, fingerprint=model, dataset=name)
+        write_json(output / "calibration.json", learnt_from.as_dict())
+        state, card = tensors.read(args.weights, "model")
+        tensors.write(args.weights, "model", state, card | {"calibration": learnt_from.as_dict()})
+    print("false accepts of searches for people who are not in the gallery, learnt from a half of the people and\n"
+          "measured on the other, with the 95 % bootstrap interval over people:")  # fmt: skip
+    rows = [[f"{asked:.1%}", f"{x.mean:.1%}", f"{x.low:.1%} to {x.high:.1%}"] for asked, x in checked.items()]
+    print(aligned_table(("asked", "achieved", "interval"), rows))
+    print(f"probability: {learnt_from.method}, expected calibration error {learnt_from.ece_logistic:.4f} logistic, "
+          f"{learnt_from.ece_isotonic:.4f} isotonic")  # fmt: skip
+    print(f"calibrated on all {learnt_from.identities:,} people, {learnt_from.images:,} images: {args.weights}")
 
 
 def compare_command(args: argparse.Namespace) -> None:
@@ -143,22 +205,108 @@ def search_command(args: argparse.Namespace) -> None:
     gallery = Gallery.open(args.gallery)
     embedder = load_embedder(args.weights or gallery.model_path or default_weights(), args)
     gallery.check_model(embedder.fingerprint)
+    calibration = calibration_of(embedder)
+    threshold = -np.inf
+    if args.max_false_accept is not None:
+        if calibration is None:
+            raise ReidError(
+                "--max-false-accept needs a calibrated model, this one is not: calibrate it (python run_reid.py "
+                "calibrate --weights FILE --dataset NAME) and search with --weights FILE"
+            )
+        searched = sum(args.exclude_camera is None or e.camid != args.exclude_camera for e in gallery.entries)
+        threshold = calibration.threshold(args.max_false_accept, max(searched, 1))
     ranking = gallery.search(embedder.embed([args.query]), args.top_k, exclude_camids=args.exclude_camera)
+    best = float(ranking.scores[0, 0])
     found = [
-        (gallery.entry(key), score)
+        (gallery.entry(key), score, float(calibration.probability(score)) if calibration else None)
         for key, score in zip(ranking.keys[0].tolist(), ranking.scores[0].tolist(), strict=True)
-        if key >= 0
+        if key >= 0 and score >= threshold
     ]
     if args.json:
-        print(json.dumps([{"path": e.path, "score": s, "pid": e.pid, "camid": e.camid} for e, s in found], indent=2))
+        print(json.dumps([{"path": e.path, "score": s, "probability": p, "pid": e.pid, "camid": e.camid}
+                          for e, s, p in found], indent=2))  # fmt: skip
+    elif not found and len(gallery) and args.max_false_accept is not None:
+        share = f"{args.max_false_accept:.2%} of the searches for people who are not in a gallery like this one"
+        print(f"nobody matches: the nearest image scores {best:.3f}, below {threshold:.3f}, which {share} reach")
     else:
-        print(f"{'rank':>4}  {'score':>6}  {'pid':>6}  {'camera':>6}  path")
-        for rank, (entry, value) in enumerate(found, 1):
+        print(f"{'rank':>4}  {'score':>6}  {'prob.':>6}  {'pid':>6}  {'camera':>6}  path")
+        for rank, (entry, value, probability) in enumerate(found, 1):
             pid, camid = ("-" if x is None else x for x in (entry.pid, entry.camid))
-            print(f"{rank:4}  {value:6.3f}  {pid:>6}  {camid:>6}  {entry.path}")
+            sure = "-" if probability is None else f"{probability:.3f}"
+            print(f"{rank:4}  {value:6.3f}  {sure:>6}  {pid:>6}  {camid:>6}  {entry.path}")
     picture = Path(args.picture or f"search-{Path(args.query).stem}.png")
-    draw_search(args.query, [Tile(e.path, s, e.pid, e.camid) for e, s in found], picture)
+    draw_search(args.query, [Tile(e.path, s, e.pid, e.camid) for e, s, _ in found], picture)
     print(f"picture: {picture}", file=sys.stderr if args.json else sys.stdout)
+
+
+def calibration_of(embedder: Embedder) -> Calibration | None:
+    """What `calibrate` wrote into the model; None where it did not. ReidError where it is of another model."""
+    from reid.calibration import Calibration
+
+    values = embedder.model.card.get("calibration")
+    if values is None:
+        return None
+    calibration = Calibration.from_dict(values)
+    if calibration.fingerprint != embedder.fingerprint:
+        raise ReidError(f"the model's calibration is of the model {calibration.fingerprint}, this is "
+                        f"{embedder.fingerprint}: calibrate it again")  # fmt: skip
+    return calibration
+
+
+def cluster_command(args: argparse.Namespace) -> None:
+    """Groups crops that nobody has labelled into people: OUTPUT/people.csv, people.html, and rest.csv.
+
+    people.csv is a data set (--dataset folder --data-root OUTPUT/people.csv); rest.csv names the crops that are like
+    too few others. Of a data set the query and gallery images are grouped, and held against its labels.
+    """
+    from reid.cluster import NOBODY, agreement, find_people
+    from reid.data import identity
+    from reid.pictures import Tile, write_people_page
+    from reid.tables import aligned_table
+
+    if bool(args.images) == bool(args.dataset):
+        raise ReidError("cluster takes either image files and folders, or --dataset NAME")
+    if args.dataset:
+        splits = read_data(args)
+        crops = [s for s in [*splits.query, *splits.gallery] if s.pid > 0]
+    else:
+        paths = [os.path.abspath(path) for path in find_images(args.images)]
+        crops = [Sample(path, 0, camera_of(Path(path).stem) or 0) for path in paths]
+    weights = args.weights or default_weights()
+    output = Path(args.output)
+    embedder = load_embedder(weights, args)
+    run = {"kind": "cluster", "data": identity([s.path for s in crops]), "fingerprint": embedder.fingerprint}
+    with claimed(output, run):
+        bad = find_bad(s.path for s in crops)
+        if bad:
+            refuse_or_tell(bad, args.skip_bad)
+            crops = [s for s in crops if s.path not in bad]
+        features = embedder.embed([s.path for s in crops], save=output / "features" / "crops.npy", progress=True)
+        given = {key: getattr(args, key) for key in ("distance", "min_images", "k1", "k2")}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        labels = find_people(features, **chosen, progress=True)
+        people = [np.flatnonzero(labels == label) for label in range(labels.max(initial=NOBODY) + 1)]
+        rest = np.flatnonzero(labels == NOBODY)
+        width = len(str(len(people)))
+        named = [(crops[i].path, f"person-{n:0{width}}", crops[i].camid) for n, of in enumerate(people, 1) for i in of]
+        write_csv(output / "people.csv", ("path", "pid", "camid"), named)
+        write_csv(output / "rest.csv", ("path", "camid"), [(crops[i].path, crops[i].camid) for i in rest])
+        strips = [
+            (f"person {n}: {len(of)} crops, cameras {', '.join(map(str, sorted({crops[i].camid for i in of})))}",
+             [Tile(crops[i].path, camid=crops[i].camid) for i in of])
+            for n, of in enumerate(people, 1)
+        ]  # fmt: skip
+        told = f"{len(crops):,} crops: {len(people):,} people of {len(crops) - len(rest):,} crops, {len(rest):,} alone"
+        write_people_page(strips, output / "people.html", title="People", text=told)
+    print(told)
+    if args.dataset:
+        found = agreement(labels, np.array([s.pid for s in crops]))
+        print(f"labels: {len({s.pid for s in crops}):,} people; adjusted Rand index {found.adjusted_rand:.3f}")
+        rows = [["pairs", found.pair_precision, found.pair_recall, found.pair_f],
+                ["B-cubed", found.bcubed_precision, found.bcubed_recall, found.bcubed_f]]  # fmt: skip
+        shown = [[str(name), *(f"{value:.1%}" for value in values)] for name, *values in rows]
+        print(aligned_table(("", "precision", "recall", "F"), shown))
+    print(f"data set: {output}/people.csv\npage: {output}/people.html")
 
 
 def check_data_command(args: argparse.Namespace) -> int:
@@ -174,7 +322,10 @@ def pack_command(args: argparse.Namespace) -> None:
 
     if Path(args.output).exists():
         raise ReidError(f"{args.output} exists already: delete it, or name another file")
-    save_model(load_model(args.weights), args.output, classifier=False, half=True)
+    model = load_model(args.weights)
+    save_model(model, args.output, classifier=False, half=True)
+    if "calibration" in model.card and "calibration" not in load_model(args.output).card:
+        print("the calibration was of the whole floats: calibrate what was packed", file=sys.stderr)
     print(f"{args.output}: {Path(args.output).stat().st_size:,} bytes")
 
 
@@ -203,6 +354,14 @@ def pretrain_command(args: argparse.Namespace) -> None:
 # ---- the steps that commands share
 
 
+def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    held = io.StringIO(newline="")
+    writer = csv.writer(held, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(file, held.getvalue())
+
+
 def first_process() -> bool:
     """Whether this is the only process, or the first of those that torchrun started: the one that writes and tells."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -220,8 +379,8 @@ def in_turn() -> Iterator[None]:
         yield
 
 
-def read_data(args: argparse.Namespace, *, warn: bool = True) -> Splits:
-    splits = datasets.read(args.dataset, args.data_root)
+def read_data(args: argparse.Namespace, dataset: str | None = None, *, warn: bool = True) -> Splits:
+    splits = datasets.read(dataset or args.dataset, args.data_root)
     for line in splits.warnings if warn and first_process() else ():
         print(f"warning: {line}", file=sys.stderr)
     return splits
@@ -240,6 +399,34 @@ def read_recipe(args: argparse.Namespace) -> Config:
 
     backbones.get(config.backbone)
     return config
+
+
+def read_method(args: argparse.Namespace) -> Method:
+    """How to compare, by the options of evaluate."""
+    from reid.protocol import Method
+
+    given = {"k1": args.k1, "k2": args.k2, "lambda_": args.lambda_}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    if parameters and not args.rerank:
+        raise ReidError("--k1, --k2 and --lambda are of re-ranking: add --rerank, or leave them out")
+    if (args.alpha is not None or args.expand_gallery) and not args.query_expansion:
+        raise ReidError("--alpha and --expand-gallery are of the expansion: add --query-expansion K, or leave them out")
+    if args.alpha is not None:
+        parameters["alpha"] = args.alpha
+    return Method(
+        distractors=args.distractors,
+        multi_query=args.multi_query,
+        expand=args.query_expansion,
+        expand_gallery=args.expand_gallery,
+        rerank=args.rerank,
+        **parameters,
+    )
+
+
+def model_name(weights: str) -> str:
+    """For a folder's name: the file's, or of a run's model.safetensors the run's."""
+    path = Path(os.path.abspath(weights))
+    return path.parent.name if path.stem == "model" else path.stem
 
 
 def train_on(splits: Splits, config: Config, output: Path, args: argparse.Namespace) -> tuple[Splits, Trained]:
@@ -313,26 +500,44 @@ def load_embedder(weights: str | Path, args: argparse.Namespace) -> Embedder:
     return Embedder(model, device=args.device)
 
 
-def score(embedder: Embedder, splits: Splits, output: Path, facts: Facts) -> tuple[np.ndarray, np.ndarray, Scores]:
-    """Embeds query and gallery into OUTPUT/features and evaluates them."""
+def score(
+    embedder: Embedder, splits: Splits, output: Path, facts: Facts, method: Method | None = None, skip_bad: bool = False
+) -> tuple[np.ndarray, np.ndarray, Scores, csr_array | None]:
+    """Embeds query and gallery into OUTPUT/features and evaluates them: (query, gallery, scores, bonus)."""
     from reid.evaluate import evaluate
 
-    parts = {}
-    for name, samples in (("query", splits.query), ("gallery", splits.gallery)):
+    def embedded(name: str, samples: Sequence[Sample]) -> np.ndarray:
         file = output / "features" / f"{name}.npy"
-        parts[name] = embedder.embed([s.path for s in samples], save=file, progress=True, desc=f"embedding {name}")
+        return embedder.embed([s.path for s in samples], save=file, progress=True, desc=f"embedding {name}")
+
+    query, gallery = embedded("query", splits.query), embedded("gallery", splits.gallery)
+    pids, camids = ([np.array([s[i] for s in samples]) for samples in (splits.query, splits.gallery)] for i in (1, 2))
+    bonus = None
+    if method and method.multi_query:
+        from reid.protocol import pool_queries
+
+        samples = datasets.multi_query(splits)
+        bad = find_bad(s.path for s in samples)
+        if bad:
+            refuse_or_tell(bad, skip_bad)
+            samples = [s for s in samples if s.path not in bad]
+        theirs = [np.array([s[i] for s in samples]) for i in (1, 2)]
+        rows = embedded("multi-query", samples)
+        query = pool_queries(method.multi_query, rows, theirs[0], theirs[1], pids[0], camids[0])
+    if method and method.expand:
+        from reid.expansion import expand_gallery, expand_queries
+
+        original = gallery
+        if method.expand_gallery:
+            gallery = expand_gallery(original, k=method.expand, alpha=method.alpha)
+        query = expand_queries(query, original, k=method.expand, alpha=method.alpha)
+    if method and method.rerank:
+        from reid.rerank import rerank
+
+        bonus = rerank(query, gallery, k1=method.k1, k2=method.k2, lambda_=method.lambda_, progress=True)
     if embedder.images_per_second is not None:
         facts.keep(embed_images_per_second=embedder.images_per_second)
-    scores = evaluate(
-        parts["query"],
-        parts["gallery"],
-        np.array([s.pid for s in splits.query]),
-        np.array([s.pid for s in splits.gallery]),
-        np.array([s.camid for s in splits.query]),
-        np.array([s.camid for s in splits.gallery]),
-        progress=True,
-    )
-    return parts["query"], parts["gallery"], scores
+    return query, gallery, evaluate(query, gallery, *pids, *camids, bonus=bonus, progress=True), bonus
 
 
 def keep_scores(model: ReidModel, path: Path, splits: Splits, scores: Scores) -> None:
@@ -384,11 +589,15 @@ def report(
     query: np.ndarray,
     gallery: np.ndarray,
     output: Path,
-    args: argparse.Namespace,
     facts: Facts,
+    *,
+    weights: str | None,
     trained: Trained | None = None,
+    method: Method | None = None,
+    bonus: csr_array | None = None,
 ) -> None:
     from reid.model import git_revision, multiply_adds
+    from reid.protocol import COSINE
     from reid.report import RunFacts, summary_table, write_report
 
     model = embedder.model
@@ -401,14 +610,14 @@ def report(
         embed_images_per_second=facts.values.get("embed_images_per_second"),
         multiply_adds=multiply_adds(model),
         train_seconds=trained.seconds if trained else None,
-        weights=args.weights,
+        weights=weights,
         git_revision=git_revision(),
         recipe=model.card["recipe"],
     )
     table = summary_table(splits, scores)
     write_text(output / "scores.txt", table + "\n")
     write_report(output, splits=splits, scores=scores, query_features=query, gallery_features=gallery, run=run,
-                 history=trained.history if trained else None)  # fmt: skip
+                 history=trained.history if trained else None, method=method or COSINE, bonus=bonus)  # fmt: skip
     print(table)
 
 
@@ -437,12 +646,19 @@ class Facts:
         write_json(self.file, self.values)
 
 
-def run_of(kind: str, splits: Splits, args: argparse.Namespace, config: Config | None = None) -> dict[str, Any]:
+def run_of(
+    kind: str,
+    splits: Splits,
+    args: argparse.Namespace,
+    config: Config | None = None,
+    *,
+    weights: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     """What makes a run on people this one and not another."""
     from reid.data import identity
     from reid.tensors import file_digest
 
-    weights = getattr(args, "weights", None)
     return {
         "kind": kind,
         "dataset": splits.name,
@@ -451,6 +667,7 @@ def run_of(kind: str, splits: Splits, args: argparse.Namespace, config: Config |
         "skip_bad": args.skip_bad,
         "weights": file_digest(weights) if weights else None,
         "recipe": recipes.as_dict(config) if config and not weights else None,
+        **more,
     }
 
 
@@ -521,6 +738,10 @@ def add_data(parser: argparse.ArgumentParser, default: str | None = None) -> Non
     names = ", ".join(datasets.DATASETS)
     shown = f" (default: {default})" if default else ""
     parser.add_argument("--dataset", default=default, metavar="NAME", help=f"one of {names}{shown}")
+    add_data_root(parser)
+
+
+def add_data_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", default="data", metavar="DIR",
                         help="the data set's own folder, or the folder that holds it (default: data)")  # fmt: skip
 
@@ -567,9 +788,35 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(datasets.DATASETS)
+    parser.add_argument("--dataset", nargs="+", default=["synthetic"], metavar="NAME",
+                        help=f"one or more of {names} (default: synthetic)")  # fmt: skip
+    add_data_root(parser)
+    parser.add_argument("--weights", nargs="+", metavar="FILE", required=True, help="trained model.safetensors, one or "
+                        "more; with several of these or of data sets a table of all is printed")  # fmt: skip
+    parser.add_argument("--distractors", action="store_true", help="add the data set's further images of nobody to "
+                        "the gallery (Market-1501's 500,000 in images/)")  # fmt: skip
+    parser.add_argument("--multi-query", choices=("mean", "max"), help="join all images of a query's person by its "
+                        "camera: their mean, or their maximum value by value")  # fmt: skip
+    parser.add_argument("--query-expansion", type=int, default=0, metavar="K", help="join each query with its K "
+                        "nearest gallery images")  # fmt: skip
+    parser.add_argument("--alpha", type=float, metavar="A", help="of the expansion: weight each image by its "
+                        "similarity to the power of A, 0 for the plain average (default: 3)")  # fmt: skip
+    parser.add_argument("--expand-gallery", action="store_true", help="of the expansion: the gallery's images too")
+    parser.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours (Zhong et al. 2017)")
+    parser.add_argument("--k1", type=int, metavar="K", help="of re-ranking: neighbours (default: 20)")
+    parser.add_argument("--k2", type=int, metavar="K", help="of re-ranking: neighbours averaged over (default: 6)")
+    parser.add_argument("--lambda", type=float, dest="lambda_", metavar="L", help="of re-ranking: weight of the "
+                        "original distance, above 0 to 1 (default: 0.3)")  # fmt: skip
+    add_output(parser, "runs/evaluate-DATASET-WEIGHTS; of several the folder that holds theirs: runs")
+    add_common(parser)
+
+
+def add_calibrate(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "synthetic")
-    parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors")
-    add_output(parser, "runs/evaluate-DATASET-WEIGHTS")
+    parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors, to be written "
+                        "to; galleries built with it from then on hold what was learnt")  # fmt: skip
+    add_output(parser, "runs/calibrate-DATASET-WEIGHTS")
     add_common(parser)
 
 
@@ -593,11 +840,30 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("gallery", metavar="GALLERY", help="folder that index or the main job made")
     parser.add_argument("query", metavar="QUERY", help="image of one person")
     parser.add_argument("--top-k", type=int, default=10, metavar="K", help="how many images to show (default: 10)")
+    parser.add_argument("--max-false-accept", type=float, metavar="SHARE", help="answer 'nobody matches' unless an "
+                        "image is as near as that share (0.01: one in a hundred) of the searches for people who are "
+                        "not in the gallery come to one; needs a calibrated model")  # fmt: skip
     parser.add_argument("--exclude-camera", type=int, metavar="N", help="leave images of that camera out of the search")
     parser.add_argument("--weights", metavar="FILE", help="the model (default: the gallery's own copy)")
     parser.add_argument("--picture", metavar="FILE", help="where the ranked list is drawn (default: search-QUERY.png)")
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
     add_common(parser, images=False)
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, and folders of them")
+    add_data(parser)
+    parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors (default: the small one that "
+                        "comes with the program)")  # fmt: skip
+    parser.add_argument("--distance", type=float, metavar="D", help="of two crops' neighbourhoods, 0: the same, 1: "
+                        "nothing in common; crops within it are neighbours (default: 0.6)")  # fmt: skip
+    parser.add_argument("--min-images", type=int, metavar="N", help="a crop with N within the distance, itself "
+                        "included, starts a person (default: 2)")  # fmt: skip
+    parser.add_argument("--k1", type=int, metavar="K", help="nearest crops that make a neighbourhood, about as many as "
+                        "a person has crops (default: 10)")  # fmt: skip
+    parser.add_argument("--k2", type=int, metavar="K", help="of those, how many are averaged over (default: 4)")
+    parser.add_argument("--output", default="runs/cluster", metavar="DIR", help="(default: runs/cluster)")
+    add_common(parser)
 
 
 def add_check_data(parser: argparse.ArgumentParser) -> None:
@@ -621,8 +887,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[
     "train": (train_command, add_train),
     "evaluate": (evaluate_command, add_evaluate),
     "compare": (compare_command, add_compare),
+    "calibrate": (calibrate_command, add_calibrate),
     "index": (index_command, add_index),
     "search": (search_command, add_search),
+    "cluster": (cluster_command, add_cluster),
     "check-data": (check_data_command, add_check_data),
     "pack": (pack_command, add_pack),
     "pretrain": (pretrain_command, add_pretrain),

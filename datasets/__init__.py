@@ -70,6 +70,7 @@ def multi_query(splits: Splits) -> list[Sample]:
     """
     asked = {(sample.pid, sample.camid) for sample in splits.query}
     layout = _LAYOUTS.get(splits.name)
-    folder = Path(splits.root) / layout.more["multi_query"] if layout and layout.more else None
-    samples = parse.read_folder(layout, folder) if folder and folder.is_dir() else [*splits.query, *splits.gallery]
+    samples = [*splits.query, *splits.gallery]
+    if layout and layout.more and (folder := Path(splits.root) / layout.more["multi_query"]).is_dir():
+        samples = parse.read_folder(layout, folder)
     return sorted(sample for sample in samples if (sample.pid, sample.camid) in asked)

@@ -132,17 +132,23 @@ def _read_persons(root: Path, split: str) -> tuple[list[_Row], list[str]]:
             if path.suffix.lower() not in IMAGES:
                 others.append(f"{person}/{name}")
                 continue
-            cameras = {int(number) for number in _CAMERA.findall(path.stem)}
-            if len(cameras) == 1:
-                rows.append(_Row(str(path), person, cameras.pop(), split))
-            else:
+            camera = camera_of(path.stem)
+            if camera is None:
                 misfits.append(f"{person}/{name}")
+            else:
+                rows.append(_Row(str(path), person, camera, split))
     if misfits:
         raise ReidError(
             f"folder: expected one camera in every file name, such as c2_0001.jpg or cam2-1.jpg, but {len(misfits)} "
             f"in {root} have none or two: {parse.some(misfits)}; rename them, or list them in a CSV"
         )
     return rows, others
+
+
+def camera_of(name: str) -> int | None:
+    """The camera that a file name tells, without its suffix: 2 of "c2_0001" or "cam2-1"; None of none or of two."""
+    cameras = {int(number) for number in _CAMERA.findall(name)}
+    return cameras.pop() if len(cameras) == 1 else None
 
 
 def _visible(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ each other: some crops look like many people.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -215,6 +215,34 @@ def achieved(
     _, best = best_per_person(features[searched], features[enrolled], of, among, of, among)  # whatever the cameras
     accepted = best.max(axis=0) >= calibration.threshold(max_false_accept, len(among))
     return intervals(accepted[None].astype(np.float64), of)[0]
+
+
+def check(
+    features: np.ndarray,
+    pids: np.ndarray,
+    camids: np.ndarray,
+    rates: Sequence[float],
+    *,
+    fingerprint: str,
+    dataset: str,
+    seed: int = 0,
+) -> dict[float, Interval]:
+    """What a calibration from a half of the people, drawn with the seed, achieves on the other half.
+
+    Arguments as in `calibrate`. rates: that are asked for, in (0, 1); those that a half of the people is too few for
+    are left out. Raises ReidError as `calibrate` and `achieved` do.
+    """
+    people = np.unique(pids[pids > 0])
+    learnt = np.isin(pids, np.random.default_rng(seed).permutation(people)[: len(people) // 2])
+    of = {"fingerprint": fingerprint, "dataset": dataset}
+    calibration = calibrate(features[learnt], pids[learnt], camids[learnt], **of, seed=seed)
+    rest = ~learnt & (pids > 0)
+    size = int(rest.sum())  # larger than what is searched: a rate that is allowed here is allowed there
+    return {
+        rate: achieved(calibration, features[rest], pids[rest], rate, seed=seed)
+        for rate in rates
+        if rate >= calibration.least_false_accept(size)
+    }
 
 
 def expected_calibration_error(probabilities: np.ndarray, same: np.ndarray) -> float:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+from reid.rerank import jaccard
 from reid.types import ReidError
 
 NOBODY = -1  # label of a crop that is near to too few others
+DISTANCE, MIN_IMAGES, K1, K2 = 0.6, 2, 10, 4  # chosen by benchmarks/choose.py, on people with about ten crops each
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,24 @@ class Agreement:
     bcubed_precision: float
     bcubed_recall: float
     bcubed_f: float
+
+
+def find_people(
+    features: np.ndarray,
+    *,
+    distance: float = DISTANCE,
+    min_images: int = MIN_IMAGES,
+    k1: int = K1,
+    k2: int = K2,
+    progress: bool = False,
+) -> np.ndarray:
+    """Labels (N,) as `cluster` gives them, of features (N, D), float32 of unit length.
+
+    k1, k2: neighbours, as in `reid.rerank`; k1 about as many as a person has crops. progress: shows a bar on stderr.
+    Raises ReidError.
+    """
+    similarity = jaccard(features, k1=k1, k2=k2, progress=progress)
+    return cluster(similarity, distance=distance, min_images=min_images)
 
 
 def cluster(similarity: csr_array, *, distance: float, min_images: int) -> np.ndarray:

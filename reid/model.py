@@ -166,7 +166,9 @@ def save_model(model: ReidModel, path: str | Path, *, classifier: bool = True, h
         state = {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
         kept = ReidModel(card)
         kept.load_state_dict(state)
-        model = kept  # rounded weights have a fingerprint of their own
+        if kept.fingerprint != model.fingerprint:  # rounded weights have one of their own, and other scores
+            card.pop("calibration", None)
+        model = kept
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise ReidError(

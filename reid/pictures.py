@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.sparse import csr_array
 
 from reid.evaluate import Scores
 from reid.files import atomic_file, write_text
 from reid.types import DISTRACTOR, JUNK, Sample, Splits
+from reid.verification import HISTOGRAM_EDGES, Verification
 
 CROP_W, CROP_H = 72, 128  # pixels that a crop is fitted into, its aspect kept
 FRAME = 5  # pixels of colour around a crop
@@ -29,7 +31,7 @@ GAP = 8
 QUERY_GAP = 22  # sets the query apart from its answers
 MARGIN = 16
 TITLE_LINE, CAPTION_LINE, TEXT_LINE = 26, 24, 16  # heights of a line of text
-STRIP_CROPS = 24  # of a person on the page of people
+MOST_STRIPS, STRIP_CROPS = 300, 24  # on the page of people, and of a person
 PER_LINE = 10  # answers beside each other; more go on below
 MOST_DRAWN = 200  # answers of a search: a picture of thousands helps nobody and fills the memory
 
@@ -92,12 +94,14 @@ def ranked_rows(
     gallery_features: np.ndarray,
     *,
     top_k: int = 10,
+    bonus: csr_array | None = None,
 ) -> list[Row]:
     """The first `top_k` answers to each chosen query, by the evaluation's protocol.
 
     Features are (Q, D) and (G, D), rows as in `splits.query` and `splits.gallery`. Left out for a query: gallery
-    images of its person from its own camera, and junk. Equal scores keep the gallery's order. Only the chosen queries
-    are compared, the gallery being read in blocks, so a memory-mapped one of any size will do.
+    images of its person from its own camera, and junk. Equal scores keep the gallery's order. A bonus (Q, G) is added
+    to what ranks them, not to the scores shown. Only the chosen queries are compared, the gallery being read in
+    blocks, so a memory-mapped one of any size will do.
     """
     positions = [position for _, position in chosen]
     similarity = _similarity(np.asarray(query_features[positions]), gallery_features)  # (chosen, G)
@@ -107,7 +111,8 @@ def ranked_rows(
     for (label, position), row_similarity in zip(chosen, similarity, strict=True):
         query = splits.query[position]
         kept = np.flatnonzero((pids != JUNK) & ~((pids == query.pid) & (camids == query.camid)))
-        nearest = kept[np.argsort(-row_similarity[kept], kind="stable")[:top_k]]
+        ranked_by = row_similarity if bonus is None else row_similarity + bonus[[position]].toarray()[0]
+        nearest = kept[np.argsort(-ranked_by[kept], kind="stable")[:top_k]]
         matches = int((pids[kept] == query.pid).sum())
         caption = (
             f"{label}:  AP {100 * scores.average_precision[position]:.1f} %,  "
@@ -337,6 +342,59 @@ def _plot_measured(ax: Any, points: Sequence[tuple[int, float | None]], **style:
         ax.plot(*zip(*measured, strict=True), marker="o", markersize=4, **style)
 
 
+def draw_scores(
+    scores: Scores, verification: Verification | None, output: str | os.PathLike[str], *, title: str
+) -> None:
+    """Writes a PNG of the CMC curve and, with a verification, of how pairs score and of the ROC curve."""
+    from matplotlib.figure import Figure  # lazily, as in `draw_curves`
+
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure.suptitle(_plain(title), fontsize=12)
+    cmc, pairs, roc = figure.subplots(1, 3)
+    ranks = np.arange(1, len(scores.cmc) + 1)
+    cmc.plot(ranks, 100 * scores.cmc, color="black", marker="o", markersize=3)
+    cmc.set(title="CMC", xlabel="rank", ylabel="queries with a hit by that rank (%)", ylim=(0, 102))
+    if verification is None:
+        for ax in (pairs, roc):
+            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color="0.4")
+    else:
+        v = verification
+        colours = ([x / 255 for x in RIGHT], [x / 255 for x in WRONG])
+        counts = ((v.genuine_histogram, v.num_genuine), (v.impostor_histogram, v.num_impostor))
+        for (bins, of), words, colour in zip(counts, ("one person", "two people"), colours):
+            pairs.stairs(100 * bins / of, HISTOGRAM_EDGES, fill=True, alpha=0.35, color=colour)
+            pairs.stairs(100 * bins / of, HISTOGRAM_EDGES, color=colour, label=f"{words}: {of:,} pairs")
+        seen = np.flatnonzero(v.genuine_histogram + v.impostor_histogram)
+        pairs.set(title="Scores of pairs", xlabel="cosine similarity", ylabel="share of the pairs (%)",
+                  xlim=(HISTOGRAM_EDGES[seen[0]], HISTOGRAM_EDGES[seen[-1] + 1]))  # fmt: skip
+        pairs.set_ylim(top=1.3 * pairs.get_ylim()[1])  # room for the legend
+        pairs.legend(frameon=False)
+        roc.plot(np.maximum(v.curve_fpr, 1 / v.num_impostor), 100 * v.curve_tpr, color="black")
+        roc.set(title="ROC", xscale="log", xlabel="FPR", ylabel="TPR (%)", ylim=(0, 102))
+        for point in v.points:
+            if point.tpr is not None:
+                roc.plot(point.fpr, 100 * point.tpr, "o", color="black", markersize=4)
+                roc.annotate(
+                    f"{100 * point.tpr:.1f}",
+                    (point.fpr, 100 * point.tpr),
+                    (-5, 5),
+                    ha="right",
+                    textcoords="offset points",
+                )
+    for ax in (cmc, pairs, roc):
+        ax.set_ylim(bottom=0)
+        ax.grid(True, color="0.9")
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    with atomic_file(output) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _plain(words: str) -> str:
+    """For matplotlib, which takes $ for mathematics."""
+    return words.replace("$", r"\$")
+
+
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px system-ui, sans-serif; color: #202020; margin: 1.5em; }}
@@ -355,13 +413,16 @@ def write_people_page(
 ) -> None:
     """Writes an HTML page that stands alone, with a strip of pictures a person: a heading and its crops.
 
-    Of a strip the first STRIP_CROPS are shown, and how many more there are. Hovering over a crop names its file.
+    The first MOST_STRIPS are shown, and of each the first STRIP_CROPS, and how many more there are. Hovering over a
+    crop names its file.
     """
     parts = []
-    for heading, tiles in strips:
+    for heading, tiles in strips[:MOST_STRIPS]:
         figures = [_figure(tile) for tile in tiles[:STRIP_CROPS]]
         more = f"<p>and {len(tiles) - STRIP_CROPS:,} more</p>" if len(tiles) > STRIP_CROPS else ""
         parts.append(f"<section><h2>{html.escape(heading)}</h2>{''.join(figures)}{more}</section>")
+    if len(strips) > MOST_STRIPS:
+        parts.append(f"<p>and {len(strips) - MOST_STRIPS:,} more like these</p>")
     page = _PAGE.format(title=html.escape(title), text=html.escape(text), strips="\n".join(parts))
     write_text(output, page.encode("utf-8", "replace").decode())
 

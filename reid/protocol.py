@@ -1,13 +1,58 @@
-"""Variants of the evaluation: several images a query, and one camera's queries against another camera alone."""
+"""Variants of the evaluation: what a report calls them, several images a query, one camera against another alone."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from scipy.sparse import csr_array
 
 from reid.evaluate import Scores, evaluate
 from reid.types import JUNK, ReidError
 
 POOLS = ("mean", "max")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How query and gallery are compared, beyond the cosine similarity of one image with another."""
+
+    distractors: bool = False  # the gallery holds the data set's further images of nobody
+    multi_query: str | None = None  # one of POOLS
+    expand: int = 0  # nearest gallery images that a query is joined with; 0: none
+    alpha: float = 3.0  # weight of each is similarity ** alpha
+    expand_gallery: bool = False  # each gallery image likewise
+    rerank: bool = False
+    k1: int = 20
+    k2: int = 6
+    lambda_: float = 0.3
+
+    def __str__(self) -> str:
+        parts = ["cosine similarity"]
+        if self.distractors:
+            parts.append("further distractors in the gallery")
+        if self.multi_query:
+            parts.append(f"multi-query ({self.multi_query})")
+        if self.expand:
+            whom = "queries and gallery" if self.expand_gallery else "queries"
+            parts.append(f"{whom} expanded by {self.expand} neighbours (alpha {self.alpha:g})")
+        parts.append(f"re-ranked (k1 {self.k1}, k2 {self.k2}, lambda {self.lambda_:g})" if self.rerank else
+                     "no re-ranking")  # fmt: skip
+        return ", ".join(parts)
+
+    @property
+    def suffix(self) -> str:
+        """For the name of a folder: "-multi-query-rerank", or nothing for cosine similarity alone."""
+        used = {
+            "distractors": self.distractors,
+            "multi-query": bool(self.multi_query),
+            "expansion": bool(self.expand),
+            "rerank": self.rerank,
+        }
+        return "".join(f"-{name}" for name, is_used in used.items() if is_used)
+
+
+COSINE = Method()
 
 
 def pool_queries(
@@ -45,10 +90,12 @@ def evaluate_camera_pairs(
     gallery_pids: np.ndarray,
     query_camids: np.ndarray,
     gallery_camids: np.ndarray,
+    *,
+    bonus: csr_array | None = None,
 ) -> dict[tuple[int, int], Scores]:
     """`evaluate` for each pair (query camera, gallery camera) by itself, the gallery holding that camera's images only.
 
-    Arguments as there. Pairs in which no query has a match are left out.
+    Arguments as there; a bonus is that of the whole gallery. Pairs in which no query has a match are left out.
     """
     found = {}
     for mine in np.unique(query_camids).tolist():
@@ -58,5 +105,6 @@ def evaluate_camera_pairs(
             shared = np.intersect1d(query_pids[q], gallery_pids[g])
             if mine != other and (shared > 0).any():
                 ids = (query_pids[q], gallery_pids[g], query_camids[q], gallery_camids[g])
-                found[mine, other] = evaluate(query[q], gallery[g], *ids)
+                extra = None if bonus is None else bonus[q][:, g]
+                found[mine, other] = evaluate(query[q], gallery[g], *ids, bonus=extra)
     return found

@@ -1,4 +1,4 @@
-"""The report of a finished run: metrics.json, report.md, ranked.png and curves.png in the run's folder."""
+"""The report of a finished run: metrics.json, report.md, ranked.png, scores.png and curves.png in the run's folder."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import platform
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
+from reid.bootstrap import LEVEL, RESAMPLES, intervals
 from reid.evaluate import Scores
 from reid.files import write_text
-from reid.pictures import choose_queries, draw_curves, draw_ranked, ranked_rows
+from reid.pictures import choose_queries, draw_curves, draw_ranked, draw_scores, ranked_rows
+from reid.protocol import COSINE, Method, evaluate_camera_pairs
 from reid.tables import markdown_table
-from reid.types import DISTRACTOR, JUNK, Sample, Splits
+from reid.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
+from reid.verification import OpenSet, Verification, open_set, verify
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,15 @@ class RunFacts:
     weights: str | None = None  # the file given instead of training
     git_revision: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)  # reid.config keys
+
+
+class Further(NamedTuple):
+    """What a report tells beside the scores of the ranking. None where the data does not allow it."""
+
+    camera_pairs: dict[tuple[int, int], Scores]  # (query camera, gallery camera)
+    verification: Verification | None
+    open_set: OpenSet | None
+    missing: list[str]  # why
 
 
 class Published(NamedTuple):
@@ -112,23 +125,73 @@ def write_report(
     gallery_features: np.ndarray,
     run: RunFacts,
     history: Sequence[dict[str, Any]] | None = None,
+    method: Method = COSINE,
+    bonus: csr_array | None = None,
 ) -> None:
-    """Writes ranked.png, curves.png (with a `history`), report.md and metrics.json into the folder `output`.
+    """Writes ranked.png, scores.png, curves.png (with a `history`), report.md and metrics.json into `output`.
 
-    Features are (Q, D) and (G, D), rows as in `splits.query` and `splits.gallery`; memory-mapped ones are read in
-    blocks. `history` is training's, one dict an epoch (see `reid.pictures.draw_curves`). Each file is written whole;
-    metrics.json comes last, so where it is, the report is complete.
+    Features are (Q, D) and (G, D) of unit length, rows as in `splits.query` and `splits.gallery`; memory-mapped ones
+    are read in blocks. They, and the `bonus` (see `reid.evaluate`), are what `method` says. `history` is training's,
+    one dict an epoch (see `reid.pictures.draw_curves`). Each file is written whole; metrics.json comes last, so where
+    it is, the report is complete.
     """
     chosen = choose_queries(scores.average_precision)
-    rows = ranked_rows(chosen, splits, scores, query_features, gallery_features)
+    rows = ranked_rows(chosen, splits, scores, query_features, gallery_features, bonus=bonus)
     draw_ranked(
         rows, output / "ranked.png", title=f"{_title(splits, run)}: the worst queries, then better ones up to the best"
     )
     if history:
         draw_curves(history, output / "curves.png")
-    text = report_text(splits, scores, run, history)
+    further = measure_further(splits, query_features, gallery_features, bonus)
+    draw_scores(scores, further.verification, output / "scores.png", title=_title(splits, run))
+    text = report_text(splits, scores, run, history, method, further)
     write_text(output / "report.md", text.encode("utf-8", "backslashreplace").decode())  # paths may hold any bytes
-    write_text(output / "metrics.json", metrics_text(metrics(splits, scores, run, history)))
+    values = metrics(splits, scores, run, history)
+    queries = values.pop("queries")  # last: it is long
+    values |= {"method": asdict(method)} | further_metrics(further) | {"queries": queries}
+    write_text(output / "metrics.json", metrics_text(values))
+
+
+def measure_further(
+    splits: Splits, query_features: np.ndarray, gallery_features: np.ndarray, bonus: csr_array | None = None
+) -> Further:
+    """Camera pairs, verification and open set of what `write_report` is given."""
+    ids = [np.array([s[i] for s in samples]) for i in (1, 2) for samples in (splits.query, splits.gallery)]
+    pairs = evaluate_camera_pairs(query_features, gallery_features, *ids, bonus=bonus)
+    verification, opened, missing = None, None, []
+    try:
+        verification = verify(query_features, gallery_features, *ids)
+    except ReidError as error:
+        missing.append(f"Verification is left out: {error}.")
+    try:
+        opened = open_set(query_features, gallery_features, *ids)
+    except ReidError as error:
+        missing.append(f"Open set identification is left out: {error}.")
+    return Further(pairs, verification, opened, missing)
+
+
+def further_metrics(further: Further) -> dict[str, Any]:
+    """The values of metrics.json that come of `further`: fractions in [0, 1], thresholds cosine."""
+    v, o = further.verification, further.open_set
+    return {
+        "camera_pairs": [
+            {"query": mine, "gallery": other, "rank1": s.rank1, "mAP": s.mAP, "queries": int(s.valid.sum())}
+            for (mine, other), s in further.camera_pairs.items()
+        ],
+        "verification": v and {
+            "points": [point._asdict() for point in v.points],
+            "auc": v.auc,
+            "eer": v.eer,
+            "num_genuine": v.num_genuine,
+            "num_impostor": v.num_impostor,
+        },
+        "open_set": o and {
+            "points": [point._asdict() for point in o.points],
+            "num_mated": o.num_mated,
+            "num_non_mated": o.num_non_mated,
+            "draws": o.draws,
+        },
+    }  # fmt: skip
 
 
 def metrics(
@@ -225,14 +288,23 @@ def summary_table(splits: Splits, scores: Scores, run_name: str = "this run") ->
     )
 
 
-def report_text(splits: Splits, scores: Scores, run: RunFacts, history: Sequence[dict[str, Any]] | None) -> str:
-    """report.md, which links ranked.png and, with a `history`, curves.png beside it."""
-    parts = [f"# {_title(splits, run)}", *_notice(splits), *_scores(scores), *_published(splits, scores, run)]
+def report_text(
+    splits: Splits,
+    scores: Scores,
+    run: RunFacts,
+    history: Sequence[dict[str, Any]] | None,
+    method: Method,
+    further: Further,
+) -> str:
+    """report.md, which links ranked.png, scores.png and, with a `history`, curves.png beside it."""
+    parts = [f"# {_title(splits, run)}", *_notice(splits), *_scores(splits, scores, method)]
+    parts += _published(splits, scores, run)
     parts += ["## Ranked lists", "![Queries with their ten nearest gallery images](ranked.png)"]
     parts.append(
         "Green with a tick: the same person; red with a cross: another. Images of the query's person from its own "
         "camera, and junk, are left out, as in the scores. Under each image: cosine similarity, camera, person."
     )
+    parts += _further(further, method)
     parts += _training(run, history)
     parts += ["## Model", _model(run), "## Data", _data(splits), "## Run", _run(run)]
     return "\n\n".join(parts) + "\n"
@@ -252,7 +324,7 @@ def _notice(splits: Splits) -> list[str]:
     return ["\n".join([first, *([""] if splits.warnings else []), *(f"- {warning}" for warning in splits.warnings)])]
 
 
-def _scores(scores: Scores) -> list[str]:
+def _scores(splits: Splits, scores: Scores, method: Method) -> list[str]:
     header = ("Rank-1", "Rank-5", "Rank-10", "mAP (step)", "mAP (trapezoid)", "mINP")
     values = (scores.rank1, scores.rank5, scores.rank10, scores.mAP, scores.mAP_trapezoid, scores.mINP)
     rules = (
@@ -260,8 +332,60 @@ def _scores(scores: Scores) -> list[str]:
         "- mAP (trapezoid) is the rule of the official Market-1501 and CUHK03-NP scripts.",
         "- mINP is the mean of hits / rank of the last hit.",
     )
-    note = f"In percent, {_queries(scores)}; exact cosine similarity, no re-ranking."
-    return ["## Scores", markdown_table(header, [[_percent(value) for value in values]]), note, "\n".join(rules)]
+    rows, note = [[_percent(value) for value in values]], f"In percent, {_queries(scores)}; {method}."
+    ranks = [np.where(scores.valid, scores.first_rank <= rank, np.nan) for rank in (1, 5, 10)]
+    measured = np.array([*ranks, scores.average_precision, scores.trapezoid, scores.inverse_penalty])
+    pids = np.array([sample.pid for sample in splits.query])
+    if len(np.unique(pids[scores.valid])) > 1:
+        rows.append([f"{_percent(x.low)} to {_percent(x.high)}" for x in intervals(measured, pids)])
+        note += (
+            f" Below the scores: the {LEVEL:.0%} percentile interval of {RESAMPLES:,} bootstrap resamples of the query "
+            "people, each with all of their queries."
+        )
+    return ["## Scores", markdown_table(header, rows), note, "\n".join(rules)]
+
+
+def _further(further: Further, method: Method) -> list[str]:
+    parts = []
+    if further.camera_pairs:
+        mine, others = (sorted({pair[side] for pair in further.camera_pairs}) for side in (0, 1))
+        rows = []
+        for camera in mine:
+            found = [further.camera_pairs.get((camera, other)) for other in others]
+            rows.append(
+                [f"{camera}", *("" if s is None else f"{_percent(s.rank1)} / {_percent(s.mAP)}" for s in found)]
+            )
+        parts += [
+            "## Camera by camera",
+            markdown_table(("query camera", *(f"gallery camera {other}" for other in others)), rows),
+            "Rank-1 / mAP (step) of the queries of one camera, where the gallery holds one other camera's images only.",
+        ]
+    parts += ["## Same person or not", "![CMC, scores of pairs of one person and of two, ROC](scores.png)"]
+    if further.verification:
+        v = further.verification
+        rows = [[f"{p.fpr:g}", _percent(p.tpr), "-" if p.threshold is None else f"{p.threshold:.4f}"] for p in v.points]
+        parts += [
+            markdown_table(("FPR", "TPR (%)", "above cosine"), rows),
+            f"Verification: all {v.num_genuine:,} pairs of a query and a gallery image of one person from two cameras, "
+            f"and all {v.num_impostor:,} of two people. Area under the ROC curve {v.auc:.4f}, equal error rate "
+            f"{_percent(v.eer)} %. A dash: fewer than 10 false accepts are expected at that FPR.",
+        ]
+    if further.open_set:
+        o = further.open_set
+        rows = [
+            [f"{p.fpir:.0%}", "-" if p.tpir is None or p.std is None else f"{_percent(p.tpir)} ± {_percent(p.std)}",
+             "-" if p.threshold is None else f"{p.threshold:.4f}"]
+            for p in o.points
+        ]  # fmt: skip
+        parts += [
+            markdown_table(("FPIR", "TPIR at rank 1 (%)", "above cosine"), rows),
+            f"Open set: a half of the query people is taken out of the gallery, {o.draws} times; mean and standard "
+            f"deviation over the draws, each of about {o.num_mated:,.0f} queries for people in the gallery and "
+            f"{o.num_non_mated:,.0f} for people who are not (NISTIR 8271).",
+        ]
+    if method.rerank and (further.verification or further.open_set):
+        parts.append("Both go by the cosine similarity; re-ranked scores compare within one query only.")
+    return parts + further.missing
 
 
 def _published(splits: Splits, scores: Scores, run: RunFacts) -> list[str]:

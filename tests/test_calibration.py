@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import reid.calibration
-from reid.calibration import Calibration, achieved, calibrate, expected_calibration_error
+from reid.calibration import Calibration, achieved, calibrate, check, expected_calibration_error
 from reid.types import JUNK, ReidError
 
 IMAGES = 4  # of a person, 2 from each of two cameras
@@ -272,3 +272,13 @@ def test_a_rate_needs_four_people(learnt: Calibration) -> None:
     features, pids, _ = drawn(15, 3)
     with pytest.raises(ReidError, match="at least 4 people, got 3"):
         achieved(learnt, features, pids, 0.05)
+
+
+def test_a_half_of_the_people_checks_the_other() -> None:
+    features, pids, camids = drawn(5, 200)
+    found = check(features, pids, camids, (1e-6, 0.05, 0.2), fingerprint="f", dataset="d")
+    assert list(found) == [0.05, 0.2]  # 1e-6 cannot be learnt from 100 people
+    learnt = np.isin(pids, np.random.default_rng(0).permutation(np.unique(pids))[:100])
+    half = calibrate(features[learnt], pids[learnt], camids[learnt], fingerprint="f", dataset="d")
+    assert found[0.2] == achieved(half, features[~learnt], pids[~learnt], 0.2)
+    assert found[0.05].low <= 0.05 <= found[0.05].high

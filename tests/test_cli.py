@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from reid.expansion import expand_gallery, expand_queries
+from reid.rerank import rerank
 
 import datasets
 import run_reid
 from datasets import synthetic
+from reid.calibration import Calibration
 from reid.evaluate import evaluate
 from reid.extract import Embedder
 from reid.gallery import Gallery
 from reid.model import load_model
+from reid.protocol import pool_queries
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 FAST = ["--set", "backbone=scgnet_s", "height=64", "width=32", "pad=4", "p=6", "k=2", "epochs=2", "warmup_epochs=1",
@@ -172,6 +176,130 @@ def test_evaluate_gives_the_main_jobs_scores(run: Path, root: Path, tmp_path: Pa
     assert ours["train_seconds"] is None
 
 
+def test_evaluate_several_models_on_several_data_sets(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(root / "synthetic", tmp_path / "data/Market-1501-v15.09.15")
+    shutil.copytree(root / "synthetic", tmp_path / "data/synthetic")
+    other = tmp_path / "other.safetensors"
+    assert run_reid.main(["pack", str(run / "model.safetensors"), str(other)]) == 0
+    capsys.readouterr()
+    words = ["evaluate", "--data-root", tmp_path / "data", "--dataset", "synthetic", "market1501"]
+    words += ["--weights", run / "model.safetensors", other, "--output", tmp_path / "e"]
+    assert run_reid.main([str(word) for word in words]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert table[0] == ["Rank-1", "/", "mAP", "synthetic", "market1501"]
+    for line, name in zip(table[1:], ("run", "other")):
+        for place, dataset in zip((1, 4), ("synthetic", "market1501")):
+            scores = json.loads((tmp_path / f"e/evaluate-{dataset}-{name}/metrics.json").read_text())
+            assert line[place : place + 3] == [f"{scores['rank1']:.1%}", "/", f"{scores['mAP']:.1%}"]
+        assert line[0] == name
+    twice = [*words[:-4], run / "model.safetensors", run / "model.safetensors"]
+    assert "files of different names" in refused(capsys, *twice)
+
+
+def test_evaluate_with_all_that_it_can(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--data-root", root, "--weights", run / "model.safetensors", "--output", tmp_path / "e"]
+    more = ["--multi-query", "mean", "--query-expansion", 3, "--alpha", 0, "--expand-gallery", "--rerank", "--k1", 8]
+    assert run_reid.main([str(word) for word in [*words, *more]]) == 0
+    values = json.loads((tmp_path / "e/metrics.json").read_text())
+    assert values["method"] == {
+        "distractors": False, "multi_query": "mean", "expand": 3, "alpha": 0.0, "expand_gallery": True,
+        "rerank": True, "k1": 8, "k2": 6, "lambda_": 0.3,
+    }  # fmt: skip
+
+    splits = datasets.read("synthetic", root)
+    embedder = Embedder(load_model(run / "model.safetensors"))
+    query, gallery, several = (
+        embedder.embed([s.path for s in part]) for part in (splits.query, splits.gallery, datasets.multi_query(splits))
+    )
+    pids, camids = ([np.array([s[i] for s in x]) for x in (splits.query, splits.gallery)] for i in (1, 2))
+    theirs = [np.array([s[i] for s in datasets.multi_query(splits)]) for i in (1, 2)]
+    query = pool_queries("mean", several, *theirs, pids[0], camids[0])
+    query, gallery = expand_queries(query, gallery, k=3, alpha=0), expand_gallery(gallery, k=3, alpha=0)
+    scores = evaluate(query, gallery, *pids, *camids, bonus=rerank(query, gallery, k1=8, k2=6, lambda_=0.3))
+    assert values["mAP"] == pytest.approx(scores.mAP, abs=1e-9)
+
+    assert "holds a different run" in refused(capsys, *words)
+    assert "add --rerank" in refused(capsys, *words, "--k2", 3)
+    assert "add --query-expansion" in refused(capsys, *words, "--alpha", 1)
+    assert "lambda" in refused(capsys, *words[:-1], tmp_path / "l", "--rerank", "--lambda", 0)
+    assert "has no distractors beside its gallery" in refused(capsys, *words, "--distractors")
+
+
+def test_calibrated_it_says_that_nobody_matches(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "m.safetensors"
+    shutil.copy(run / "model.safetensors", model)
+    query, picture = next((root / "synthetic/query").iterdir()), tmp_path / "p.png"
+    search = ["search", run / "gallery", query, "--picture", picture, "--max-false-accept", 0.5]
+    assert "calibrate it" in refused(capsys, *search)
+
+    words = ["calibrate", "--data-root", root, "--weights", model, "--output", tmp_path / "c"]
+    assert run_reid.main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    assert "asked" in said and "calibrated on all 8 people" in said
+    assert load_model(model).fingerprint == load_model(run / "model.safetensors").fingerprint
+    calibration = Calibration.from_dict(load_model(model).card["calibration"])
+    assert calibration == Calibration.from_dict(json.loads((tmp_path / "c/calibration.json").read_text()))
+
+    people = [str(s.path) for s in datasets.read("synthetic", root).gallery if s.pid > 0]
+    assert run_reid.main(["index", *people, "--weights", str(model), "--gallery", str(tmp_path / "g")]) == 0
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (32, 64)).save(blank)
+    nearest = [search[0], tmp_path / "g", blank, "--picture", picture, "--json"]
+    capsys.readouterr()
+    assert run_reid.main([str(word) for word in nearest]) == 0
+    first = json.loads(capsys.readouterr().out)[0]
+    assert first["probability"] == pytest.approx(float(calibration.probability(first["score"])))
+    for rate in (0.2, 0.999):
+        assert run_reid.main([str(word) for word in [*nearest, "--max-false-accept", rate]]) == 0
+        answered = json.loads(capsys.readouterr().out)
+        assert bool(answered) == (first["score"] >= calibration.threshold(rate, len(people)))
+    limits = [word for word in nearest if word != "--json"]
+    assert run_reid.main([str(word) for word in [*limits, "--max-false-accept", 0.2]]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("nobody matches: the nearest image scores ") == (
+        first["score"] < calibration.threshold(0.2, len(people))
+    )
+    assert "max_false_accept should be" in refused(capsys, *limits, "--max-false-accept", 1e-9)
+
+    packed = tmp_path / "packed.safetensors"
+    assert run_reid.main(["pack", str(model), str(packed)]) == 0
+    assert "calibration" not in load_model(packed).card, "rounded weights give other scores"
+    assert "calibrate" in capsys.readouterr().err
+
+
+def test_crops_without_labels_become_a_data_set(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, output = str(run / "model.safetensors"), tmp_path / "c"
+    crops = [s for s in datasets.read("synthetic", root).gallery if s.pid > 0]
+    for s in crops:
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        shutil.copy(s.path, tmp_path / "mine" / f"c{s.camid}_{Path(s.path).stem}.jpg")
+    words = ["cluster", str(tmp_path / "mine"), "--weights", model, "--output", str(output), "--k1", "5"]
+    assert run_reid.main(words) == 0
+    with (output / "people.csv").open() as people, (output / "rest.csv").open() as rest:
+        grouped, alone = list(csv.DictReader(people)), list(csv.DictReader(rest))
+    assert {row["path"] for row in grouped + alone} == {str(path) for path in (tmp_path / "mine").iterdir()}
+    assert all(f"/c{row['camid']}_" in row["path"] for row in grouped + alone)
+    splits = datasets.read("folder", output / "people.csv")
+    assert len(splits.train) + len(splits.query) + len(splits.gallery) == len(grouped) > 0
+    assert (output / "people.html").read_text().count("<section>") == len({row["pid"] for row in grouped})
+    capsys.readouterr()
+    labelled = ["cluster", "--dataset", "synthetic", "--data-root", str(root), "--weights", model]
+    assert run_reid.main([*labelled, "--output", str(tmp_path / "d")]) == 0
+    said = capsys.readouterr().out
+    assert "adjusted Rand index" in said and "B-cubed" in said and "labels: 8 people" in said
+    assert "either image files and folders, or --dataset" in refused(capsys, "cluster")
+    assert "distance" in refused(capsys, *words, "--distance", 1)
+    assert "min_images" in refused(capsys, *words, "--min-images", 0)
+
+
 def test_main_job_with_weights_trains_nothing(run: Path, root: Path, tmp_path: Path) -> None:
     words = ["--data-root", root, "--weights", run / "model.safetensors", "--output", tmp_path / "w"]
     assert run_reid.main([str(word) for word in words]) == 0
@@ -273,7 +401,7 @@ def test_search_leaves_a_camera_out_and_keeps_top_k_full(
     assert scores == sorted(scores, reverse=True)
     assert run_reid.main([str(word) for word in words]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["rank", "score", "pid", "camera", "path"]
+    assert lines[0].split() == ["rank", "score", "prob.", "pid", "camera", "path"]
     assert lines[1].endswith(found[0]["path"])
 
 

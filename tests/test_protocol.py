@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from reid.evaluate import evaluate
-from reid.protocol import evaluate_camera_pairs, pool_queries
+from reid.protocol import COSINE, Method, evaluate_camera_pairs, pool_queries
 from reid.types import JUNK, ReidError
 
 
@@ -66,3 +67,23 @@ def test_each_camera_pair_is_an_evaluation_of_its_own() -> None:
             first += [right.index(True) + 1] if any(right) else []
         assert scores.rank1 == pytest.approx(np.mean([rank == 1 for rank in first]))
         assert scores.num_query == q.sum()
+
+
+def test_a_bonus_counts_in_each_camera_pair() -> None:
+    rng = np.random.default_rng(3)
+    query, gallery = unit(rng.standard_normal((30, 12))), unit(rng.standard_normal((90, 12)))
+    q_pids, g_pids, q_camids = rng.integers(1, 6, 30), rng.integers(1, 6, 90), np.ones(30, np.int64)
+    g_camids = rng.integers(2, 4, 90)
+    right = csr_array((q_pids[:, None] == g_pids) * 3.0)  # lifts all of the right ones above all of the wrong ones
+    pairs = evaluate_camera_pairs(query, gallery, q_pids, g_pids, q_camids, g_camids, bonus=right)
+    assert [(pair, scores.mAP) for pair, scores in pairs.items()] == [((1, 2), 1.0), ((1, 3), 1.0)]
+
+
+def test_a_method_says_what_it_does() -> None:
+    assert (str(COSINE), COSINE.suffix) == ("cosine similarity, no re-ranking", "")
+    method = Method(distractors=True, multi_query="mean", expand=3, alpha=0, expand_gallery=True, rerank=True)
+    assert method.suffix == "-distractors-multi-query-expansion-rerank"
+    assert str(method) == (
+        "cosine similarity, further distractors in the gallery, multi-query (mean), queries and gallery expanded by 3 "
+        "neighbours (alpha 0), re-ranked (k1 20, k2 6, lambda 0.3)"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -10,12 +12,30 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from scipy.sparse import csr_array
 
 from reid import pictures
+from reid.bootstrap import intervals
 from reid.evaluate import Scores, evaluate
-from reid.pictures import Row, Tile, choose_queries, draw_curves, draw_ranked, draw_search, ranked_rows, tile_box
+from reid.pictures import (
+    CROP_H,
+    CROP_W,
+    MOST_STRIPS,
+    STRIP_CROPS,
+    Row,
+    Tile,
+    choose_queries,
+    draw_curves,
+    draw_ranked,
+    draw_search,
+    ranked_rows,
+    tile_box,
+    write_people_page,
+)
+from reid.protocol import COSINE, Method
 from reid.report import (
     PUBLISHED,
+    Further,
     RunFacts,
     images_digest,
     metrics,
@@ -25,6 +45,7 @@ from reid.report import (
     write_report,
 )
 from reid.types import DISTRACTOR, JUNK, Sample, Splits
+from reid.verification import open_set, verify
 
 RUN = RunFacts(
     command="python run_reid.py --dataset market1501 --data-root DIR",
@@ -38,6 +59,7 @@ RUN = RunFacts(
     git_revision="c0ffee",
     recipe={"p": 16, "k": 4, "lr": 0.05, "pretrained": "", "holdout": 0.0},
 )
+NOTHING = Further({}, None, None, [])
 
 
 def history(epochs: int) -> list[dict[str, Any]]:
@@ -308,7 +330,8 @@ def test_the_whole_report(tmp_path: Path) -> None:
     write_report(
         output, splits=splits, scores=scores, query_features=q, gallery_features=g, run=RUN, history=history(3)
     )
-    assert sorted(path.name for path in output.iterdir()) == ["curves.png", "metrics.json", "ranked.png", "report.md"]
+    files = ["curves.png", "metrics.json", "ranked.png", "report.md", "scores.png"]
+    assert sorted(path.name for path in output.iterdir()) == files
     written = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     for key in ("rank1", "rank5", "rank10", "mAP", "mAP_trapezoid", "mINP"):
         assert written[key] == getattr(scores, key) and 0 <= written[key] <= 1
@@ -319,7 +342,7 @@ def test_the_whole_report(tmp_path: Path) -> None:
     assert (written["command"], written["recipe"], written["image_passes"]) == (RUN.command, RUN.recipe, 640 * 3)
     text = (output / "report.md").read_text(encoding="utf-8")
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
-    assert links == ["ranked.png", "curves.png"] and all((output / link).is_file() for link in links)
+    assert links == ["ranked.png", "scores.png", "curves.png"] and all((output / link).is_file() for link in links)
     assert "    " + RUN.command in text.splitlines()
     for fact in (
         "384x128",
@@ -335,6 +358,73 @@ def test_the_whole_report(tmp_path: Path) -> None:
     assert "| 1.global | 75.0 | 0.50 | 30.0 |" in text
     assert "| 2.part1 | 12.5 | 0.00 | - |" in text
     assert "| gallery | 40 | 4 | 3 | 1 | 1 |" in text
+
+
+def test_the_report_tells_of_cameras_pairs_and_people_who_are_absent(tmp_path: Path) -> None:
+    splits, scores, q, g = miniature(tmp_path / "data", queries=80, gallery=400)
+    write_report(tmp_path, splits=splits, scores=scores, query_features=q, gallery_features=g, run=RUN)
+    values = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    ids = [np.array([s[i] for s in part]) for i in (1, 2) for part in (splits.query, splits.gallery)]
+    assert [(pair["query"], pair["gallery"], pair["queries"]) for pair in values["camera_pairs"]] == [
+        (1, 2, 80),
+        (1, 3, 80),
+    ]
+    by_2 = np.flatnonzero(ids[3] == 2)
+    second = evaluate(q, g[by_2], ids[0], ids[1][by_2], ids[2], ids[3][by_2])
+    assert values["camera_pairs"][0]["mAP"] == second.mAP
+    assert f"| 1 | {100 * second.rank1:.1f} / {100 * second.mAP:.1f} |" in text
+
+    verified, opened = verify(q, g, *ids), open_set(q, g, *ids)
+    assert values["verification"]["points"] == [point._asdict() for point in verified.points]
+    assert values["verification"]["num_genuine"] == verified.num_genuine
+    assert f"| 0.01 | {100 * verified.points[0].tpr:.1f} | {verified.points[0].threshold:.4f} |" in text
+    assert values["open_set"]["points"] == [point._asdict() for point in opened.points]
+    assert f"| 10% | {100 * opened.points[1].tpir:.1f} ± {100 * opened.points[1].std:.1f} |" in text
+    precision = intervals(scores.average_precision[None], ids[0])[0]
+    assert f" {100 * precision.low:.1f} to {100 * precision.high:.1f} |" in text
+    with Image.open(tmp_path / "scores.png") as picture:
+        assert picture.width > 1000
+        red, green, blue = np.moveaxis(np.asarray(picture.convert("RGB")).astype(int), 2, 0)
+    assert ((green > red + 40) & (green > blue + 20)).any() and ((red > green + 60) & (red > blue + 60)).any()
+
+
+def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
+    splits, scores, q, g = miniature(tmp_path / "data", queries=1, gallery=12)  # one query: nobody can be absent
+    write_report(tmp_path, splits=splits, scores=scores, query_features=q, gallery_features=g, run=RUN)
+    values = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert values["open_set"] is None and values["verification"]["points"][0]["tpr"] is None
+    assert "Open set identification is left out: " in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_report_names_its_method_and_ranks_by_it(tmp_path: Path) -> None:
+    splits, scores, q, g = miniature(tmp_path / "data", queries=8, gallery=40)
+    method = Method(multi_query="max", expand=5, rerank=True, k1=7)
+    far = int((q[0] @ g.T).argmin())
+    bonus = csr_array(([3.0], ([0], [far])), shape=(8, 40))
+    (row,) = ranked_rows([("best", 0)], splits, scores, q, g, bonus=bonus)
+    assert row.answers[0].path == splits.gallery[far].path
+    assert row.answers[0].score == pytest.approx(float(q[0] @ g[far]), abs=1e-6)
+    write_report(tmp_path, splits=splits, scores=scores, query_features=q, gallery_features=g, run=RUN,
+                 method=method, bonus=bonus)  # fmt: skip
+    words = "multi-query (max), queries expanded by 5 neighbours (alpha 3), re-ranked (k1 7, k2 6, lambda 0.3)"
+    assert f"; cosine similarity, {words}." in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["method"]["k1"] == 7
+
+
+def test_the_page_of_people_stands_alone(tmp_path: Path) -> None:
+    crops = [person(tmp_path / f"<{i}>.png") for i in range(3)]
+    many = [Tile(crops[i % 3], camid=i) for i in range(STRIP_CROPS + 5)]
+    strips = [("person <1>", many), *(("one", [Tile(crops[0])]) for _ in range(MOST_STRIPS))]
+    write_people_page(strips, tmp_path / "people.html", title="People & crops", text="3 crops")
+    page = (tmp_path / "people.html").read_text(encoding="utf-8")
+    assert "<h1>People &amp; crops</h1><p>3 crops</p>" in page and "<h2>person &lt;1&gt;</h2>" in page
+    assert page.count("<figure") == STRIP_CROPS + MOST_STRIPS - 1
+    assert "and 5 more" in page and "and 1 more like these" in page
+    held = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    with Image.open(io.BytesIO(base64.b64decode(held[0]))) as crop:
+        assert crop.size == (CROP_W, CROP_H)
+    assert not re.search(r'(src|href)="(?!data:)', page)
 
 
 def test_metrics_of_weights_given(tmp_path: Path) -> None:
@@ -394,7 +484,7 @@ def test_images_are_told_by_what_they_are_and_not_by_their_folder() -> None:
 
 def test_the_official_split_is_compared(tmp_path: Path) -> None:
     splits, scores, *_ = miniature(tmp_path, queries=8, gallery=40)
-    text = report_text(splits, scores, RUN, None)
+    text = report_text(splits, scores, RUN, None, COSINE, NOTHING)
     assert "not the official split" not in text and "orientation" not in text
     assert "| MGN | SCGNet-L | 95.9 | 88.1 |" in text
     assert (
@@ -406,7 +496,7 @@ def test_the_official_split_is_compared(tmp_path: Path) -> None:
 
 def test_another_split_is_named_first(tmp_path: Path) -> None:
     splits, scores, *_ = miniature(tmp_path, queries=8, gallery=40, name="cuhk03np_detected", official=False)
-    text = report_text(splits, scores, RUN, None)
+    text = report_text(splits, scores, RUN, None, COSINE, NOTHING)
     head = "\n".join(text.splitlines()[:6])
     assert "not the official split" in head and "for orientation, not for comparison" in head
     assert "- query 8 images (official 3,368)" in head
@@ -417,7 +507,7 @@ def test_another_split_is_named_first(tmp_path: Path) -> None:
 
 def test_a_data_set_without_published_figures(tmp_path: Path) -> None:
     splits, scores, *_ = miniature(tmp_path, queries=8, gallery=40, name="synthetic", official=None)
-    text = report_text(splits, scores, RUN, None)
+    text = report_text(splits, scores, RUN, None, COSINE, NOTHING)
     assert "There are no published figures for synthetic." in text
     assert "SCGNet-L" not in text and "not the official split" not in text
 
@@ -437,7 +527,9 @@ def test_queries_without_a_match_are_told(tmp_path: Path) -> None:
     splits = splits._replace(query=query)
     assert metrics(splits, scores, RUN)["num_query_without_match"] == 3
     sentence = "8 queries (3 without a match, left out of the means), 40 gallery images"
-    assert sentence in report_text(splits, scores, RUN, None) and sentence in summary_table(splits, scores)
+    assert sentence in report_text(splits, scores, RUN, None, COSINE, NOTHING) and sentence in summary_table(
+        splits, scores
+    )
     assert not {0, 1, 2} & {i for _, i in choose_queries(scores.average_precision)}
 
 

@@ -1,0 +1,381 @@
+"""Exact nearest neighbours by cosine similarity, of one set among another or among itself, in blocks.
+
+Float32 products pick a few candidates a row, whose similarities are then summed dimension by dimension in one fixed
+order: so equal rows score equally, and neither blocks nor threads change a neighbour or a score. What the candidates
+cannot vouch for (many equal rows, say) is searched again, until nothing outside could have been nearer.
+
+A set among itself needs only half of its square. Where most of the features' energy lies in a few directions, as it
+does for a trained network's, the product is taken there, with the lengths of what is left of both rows as one more
+dimension: by Cauchy-Schwarz that bounds the similarity from above, and the candidates are as safe as before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from reid.types import ReidError
+from reid.verification import check_rows
+
+_BLOCK = 2048  # rows of a product, and columns
+_PAIRS = 128  # of rows, compared at a time
+_JOB = 64 * _PAIRS  # of a thread
+_SPARE = 8  # candidates beyond those asked for
+_SPARE_BOUNDED = 60  # where the product is a bound
+_LOWEST = 16  # candidates for the lowest, where the product is a bound
+_REST = 0.05  # of the energy, at most, outside the directions
+_NARROW = 64  # dimensions: below, the whole product is taken
+_WIDE = 0.4  # length outside the directions, of a row that bounds settle too little of
+_SAMPLE = 2048  # rows that directions and floors are guessed from
+_ROUNDING = 2.0**-24
+
+
+class Neighbours(NamedTuple):
+    """Of each of N rows, k others."""
+
+    rows: np.ndarray  # (N, k) int32, the nearest first, equally near ones ascending
+    scores: np.ndarray  # (N, k) float32, cosine similarity
+    lowest: np.ndarray  # (N,) float32, cosine similarity to the farthest of all
+
+
+class Stack:
+    """Features of several arrays, (n, D) each, read as if they lay in one of (N, D)."""
+
+    def __init__(self, *parts: np.ndarray) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+        self.dimension = parts[0].shape[1]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """(n, D) of the rows at a slice without a step."""
+        start, stop, _ = rows.indices(len(self))
+        found = [part[max(start - at, 0) : max(stop - at, 0)] for part, at in zip(self.parts, self.starts)]
+        return np.concatenate([part for part in found if len(part)])
+
+    def split(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each array: it, which of rows (N,) lie in it, and where."""
+        of_part = np.searchsorted(self.starts, rows, "right") - 1
+        for n, part in enumerate(self.parts):
+            which = np.flatnonzero(of_part == n)
+            yield part, which, rows[which] - self.starts[n]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) of the rows at indices (n,)."""
+        found = np.empty((len(rows), self.dimension), np.float32)
+        for part, which, places in self.split(rows):
+            found[which] = part[places]
+        return found
+
+
+def check_pair(query: np.ndarray, gallery: np.ndarray) -> None:
+    """Raises ReidError unless query (Q, D) and gallery (G, D) hold finite rows of unit length, at least one each."""
+    check_set(query, "query")
+    check_set(gallery, "gallery")
+    if query.shape[1] != gallery.shape[1]:
+        raise ReidError(
+            f"query and gallery features differ in dimension, {query.shape[1]} and {gallery.shape[1]}: "
+            "embed both with the same model"
+        )
+
+
+def check_set(features: np.ndarray, what: str) -> None:
+    """Raises ReidError unless features (N, D) are finite rows of unit length, at least one."""
+    check_rows(features, what)
+    if not len(features):
+        raise ReidError(f"{what}: there are no features to compare")
+
+
+def similarities(left: Stack, right: Stack, left_rows: np.ndarray, right_rows: np.ndarray) -> np.ndarray:
+    """Cosine similarities (n,) float32 of the pairs of rows (n,) and (n,)."""
+    found = np.empty(len(left_rows), np.float32)
+    for left_part, lefts, left_places in left.split(left_rows):
+        for right_part, rights, right_places in right.split(right_rows[lefts]):
+            pairs, at = lefts[rights], left_places[rights]
+
+            def compare(start: int) -> None:
+                for some in (slice(n, n + _PAIRS) for n in range(start, start + _JOB, _PAIRS)):
+                    a, b = left_part[at[some]], right_part[right_places[some]]  # noqa: B023
+                    found[pairs[some]] = np.einsum("nd,nd->n", a, b)  # noqa: B023
+
+            _together(compare, range(0, len(pairs), _JOB))
+    return found
+
+
+def nearest(query: Stack, base: Stack, k: int, *, progress: bool = False) -> Neighbours:
+    """The k nearest rows of base (M, D) to each of query (N, D), or all M where there are no more."""
+    with _bar(len(query) * len(base), progress) as bar:
+        k = min(k, len(base))
+        products = _whole(query, base)
+        best, lowest = _scan(products, k + _SPARE, 1, bar, itself=False)
+        return _settled(query, base, products, k, best, lowest, itself=False)
+
+
+def nearest_of_each(features: Stack, k: int, *, progress: bool = False) -> Neighbours:
+    """The k nearest rows to each of features (N, D) among themselves, or all N where there are no more.
+
+    Each row is the first of its own, with similarity 1.
+    """
+    count = len(features)
+    with _bar(count * (count + 1) // 2, progress) as bar:
+        others = min(max(k, 2), count) - 1
+        bounds = _bounds(features) if count > 2 * _BLOCK and features.dimension >= _NARROW else None
+        products, sizes = bounds or _whole(features, features), (others + _SPARE, 1)
+        if bounds is not None:
+            sizes = others + _SPARE_BOUNDED, _LOWEST
+        best, lowest = _scan(products, *sizes, bar, itself=True)
+        found = _settled(features, features, products, others, best, lowest, itself=True)
+    itself = np.arange(count, dtype=np.int32)[:, None]
+    rows, scores = np.hstack([itself, found.rows]), np.hstack([np.ones((count, 1), np.float32), found.scores])
+    return Neighbours(rows[:, :k], scores[:, :k], found.lowest)
+
+
+class _Products(NamedTuple):
+    """Rows whose products bound the similarities of N rows with M others, but for an error."""
+
+    left: Stack | np.ndarray  # of N
+    right: Stack | np.ndarray  # of M
+    error: float  # at most; that of the similarities themselves too
+    outside: np.ndarray | None  # (N,) of each row, what products leave out where left is right; None: nothing
+
+    def lower(self, scores: np.ndarray, rows: slice | np.ndarray, columns: slice) -> np.ndarray:
+        """Bounds from below, of products (n, m) of rows (n,) and columns (m,), which are bounds from above."""
+        if self.outside is None:
+            return scores
+        bounds = np.multiply.outer(-2 * self.outside[rows], self.outside[columns])
+        bounds += scores
+        return bounds
+
+
+def _whole(query: Stack, base: Stack) -> _Products:
+    return _Products(query, base, 2 * _error(base.dimension), None)
+
+
+class _Best:
+    """The `size` highest scores above a floor of each of N rows, among those added, and their columns.
+
+    Of -scores where lowest. No other score is above the floor, which rises with what is held.
+    """
+
+    def __init__(self, floor: np.ndarray, size: int, *, lowest: bool = False) -> None:
+        self.floor, self.lowest = floor, lowest
+        self.scores = np.full((len(floor), size), -np.inf, np.float32)
+        self.columns = np.full((len(floor), size), -1, np.int32)
+
+    def add(self, rows: slice, scores: np.ndarray, column: int, *, transposed: bool = False) -> None:
+        """scores (n, w) of n rows and columns from `column`; (w, n) where transposed."""
+        floor = self.floor[rows] if transposed else self.floor[rows, None]
+        hit = np.flatnonzero(scores < -floor if self.lowest else scores > floor)
+        if not len(hit):
+            return
+        size = self.scores.shape[1]
+        row, place = np.divmod(hit, scores.shape[1])
+        if transposed:
+            row, place = place, row
+            order = np.argsort(row.astype(np.uint16), kind="stable")
+            hit, row, place = hit[order], row[order], place[order]
+        counts = np.bincount(row)
+        touched = np.flatnonzero(counts)
+        of_row = np.cumsum(counts > 0)[row] - 1
+        position = size + np.arange(len(row)) - np.repeat((np.cumsum(counts) - counts)[touched], counts[touched])
+        more = counts.max()
+        held = np.full((len(touched), size + more), -np.inf, np.float32)
+        columns = np.full((len(touched), size + more), -1, np.int32)
+        at = rows.start + touched
+        held[:, :size], columns[:, :size] = self.scores[at], self.columns[at]
+        values = scores.ravel()[hit]
+        held[of_row, position] = -values if self.lowest else values
+        columns[of_row, position] = column + place
+        kept = np.argpartition(held, more, axis=1)[:, more:]
+        self.scores[at] = np.take_along_axis(held, kept, axis=1)
+        self.columns[at] = np.take_along_axis(columns, kept, axis=1)
+        self.floor[at] = np.maximum(self.floor[at], self.scores[at].min(axis=1))
+
+
+def _scan(products: _Products, size: int, lowest_size: int, bar: tqdm, *, itself: bool) -> tuple[_Best, _Best]:
+    """The highest products of each row of the left, and the lowest bounds from below."""
+    query, base = products.left, products.right
+    floors = _floors(products, size, lowest_size)
+    best, lowest = _Best(floors[0], size), _Best(floors[1], lowest_size, lowest=True)
+    for start in range(0, len(base), _BLOCK):
+        right = base[start : start + _BLOCK]
+        columns = slice(start, start + len(right))
+        for top in range(0, start + 1 if itself else len(query), _BLOCK):
+            left = query[top : top + _BLOCK]
+            rows = slice(top, top + len(left))
+            scores = left @ right.T
+            lower = products.lower(scores, rows, columns)
+            if itself and top == start:
+                lowest.add(rows, lower, start)
+                np.fill_diagonal(scores, -np.inf)
+                best.add(rows, scores, start)
+            else:
+                jobs = [partial(best.add, rows, scores, start), partial(lowest.add, rows, lower, start)]
+                if itself:
+                    jobs.append(partial(best.add, columns, scores, top, transposed=True))
+                    jobs.append(partial(lowest.add, columns, lower, top, transposed=True))
+                _together(partial.__call__, jobs)
+            bar.update(scores.size)
+    return best, lowest
+
+
+def _floors(products: _Products, *sizes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Guesses (N,) which about twice as many products, and negative bounds from below, as sizes say lie above."""
+    query, base = products.left, products.right
+    step = -(-len(base) // _SAMPLE)
+    sample = _take(base, np.arange(0, len(base), step))
+    ranks = [max(4, -(-2 * size // step)) for size in sizes]
+    floors = np.full((2, len(query)), -np.inf, np.float32)
+    if max(ranks) < len(sample):
+        for start in range(0, len(query), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            scores = query[part] @ sample.T
+            lower = products.lower(scores, part, slice(None, None, step))
+            floors[0, part] = np.partition(scores, -ranks[0], axis=1)[:, -ranks[0]]
+            floors[1, part] = -np.partition(lower, ranks[1] - 1, axis=1)[:, ranks[1] - 1]
+    return floors[0], floors[1]
+
+
+def _settled(
+    query: Stack, base: Stack, products: _Products, k: int, best: _Best, lowest: _Best, *, itself: bool
+) -> Neighbours:
+    """The k nearest and the lowest of the candidates, or of everything where these do not settle it."""
+    rows, scores = np.empty((len(query), k), np.int32), np.empty((len(query), k), np.float32)
+    low = np.empty(len(query), np.float32)
+    for start in range(0, len(query), _BLOCK):
+        part = np.arange(start, min(start + _BLOCK, len(query)))
+        low[part] = -_compared(query, base, part, lowest.columns[part], -1).max(axis=1)
+        order = np.argsort(-best.scores[part], axis=1)
+        columns, bound = (np.take_along_axis(values[part], order, axis=1) for values in (best.columns, best.scores))
+        found = _compared(query, base, part, columns[:, : k + _SPARE])
+        if columns.shape[1] > found.shape[1]:
+            reached = np.partition(found, -k, axis=1)[:, -k, None]
+            more = np.where(bound >= reached - products.error, columns, -1)[:, found.shape[1] :]
+            found = np.hstack([found, _compared(query, base, part, more)])
+        order = np.lexsort((columns, -found))[:, :k]
+        rows[part], scores[part] = (np.take_along_axis(values, order, axis=1) for values in (columns, found))
+    unsettled = best.floor > -np.inf
+    if unsettled.any():
+        unsettled &= best.floor + products.error >= scores[:, -1]
+    unsettled |= (lowest.floor > -np.inf) & (low > products.error - lowest.floor)
+    wide = np.zeros(len(query), bool) if products.outside is None else products.outside > _WIDE
+    for these, which in ((products, unsettled & ~wide), (_whole(query, base), unsettled & wide)):
+        for start in range(0, which.sum(), _BLOCK):
+            part = np.flatnonzero(which)[start : start + _BLOCK]
+            known = scores[part, -1], low[part]
+            rows[part], scores[part], low[part] = _searched(query, base, these, part, k, *known, itself=itself)
+    return Neighbours(rows, scores, low)
+
+
+def _compared(query: Stack, base: Stack, rows: np.ndarray, columns: np.ndarray, sign: int = 1) -> np.ndarray:
+    """Similarities (n, m) float32 of rows (n,) and columns (n, m), times sign; -inf where the column is -1."""
+    found = np.full(columns.shape, -np.inf, np.float32)
+    row, place = np.nonzero(columns >= 0)
+    found[row, place] = sign * similarities(query, base, rows[row], columns[row, place])
+    return found
+
+
+def _searched(
+    query: Stack,
+    base: Stack,
+    products: _Products,
+    rows: np.ndarray,
+    k: int,
+    reach: np.ndarray,
+    low: np.ndarray,
+    *,
+    itself: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Neighbours and the lowest similarity of some rows of query (n,), compared with all that products leave open.
+
+    reach, low (n,): similarities that the k-th nearest has at least, and the farthest at most.
+    """
+    left, error = _take(products.left, rows), products.error
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for start in range(0, len(base), _BLOCK):
+        columns = slice(start, start + _BLOCK)
+        scores = left @ products.right[columns].T
+        lower = products.lower(scores, rows, columns)
+        if not start:
+            rank = min(k + itself, scores.shape[1])
+            if rank == k + itself:
+                reach = np.maximum(reach, np.partition(lower, -rank, axis=1)[:, -rank] - error)
+            low = np.minimum(low, scores.min(axis=1) + error)
+        is_open = (scores >= reach[:, None] - error) | (lower <= low[:, None] + error)
+        row, column = np.divmod(np.flatnonzero(is_open), scores.shape[1])
+        column += start
+        found.append((row, column, similarities(query, base, rows[row], column)))
+    row, column, score = map(np.concatenate, zip(*found))
+    low = np.full(len(rows), np.inf, np.float32)
+    np.minimum.at(low, row, score)
+    if itself:
+        other = rows[row] != column
+        row, column, score = row[other], column[other], score[other]
+    order = np.lexsort((column, -score, row))
+    first = np.searchsorted(row[order], np.arange(len(rows)))
+    order = order[first[:, None] + np.arange(k)]
+    return column[order], score[order], low
+
+
+def _take(rows: Stack | np.ndarray, which: np.ndarray) -> np.ndarray:
+    return rows.take(which) if isinstance(rows, Stack) else rows[which]
+
+
+def _bounds(features: Stack) -> _Products | None:
+    """Rows (N, d + 1) whose products bound the similarities from above, or None where that takes too many d.
+
+    The last is what of a row's length lies outside d orthonormal directions, those of the most energy or about so
+    (Halko, Martinsson and Tropp 2011, "Finding Structure with Randomness").
+    """
+    rng = np.random.default_rng(0)
+    sample = features.take(np.sort(rng.choice(len(features), min(_SAMPLE, len(features)), replace=False)))
+    for share in (8, 4):
+        basis = rng.standard_normal((features.dimension, features.dimension // share), np.float32)
+        for _ in range(3):
+            basis = _orthonormal(sample.T @ (sample @ basis))
+        if ((sample @ basis) ** 2).sum() > (1 - _REST) * (sample**2).sum():
+            break
+    else:
+        return None
+    directions = _orthonormal(basis.astype(np.float64))
+    bounds = np.empty((len(features), directions.shape[1] + 1), np.float32)
+    for start in range(0, len(features), _BLOCK):
+        rows = features[start : start + _BLOCK].astype(np.float64)
+        inside = rows @ directions
+        rest = np.maximum((rows**2).sum(axis=1) - (inside**2).sum(axis=1), 0)
+        bounds[start : start + _BLOCK] = np.column_stack([inside, np.sqrt(rest)])
+    return _Products(bounds, bounds, _error(bounds.shape[1]) + _error(features.dimension), bounds[:, -1])
+
+
+def _orthonormal(basis: np.ndarray) -> np.ndarray:
+    """(D, m) that spans what basis (D, n) does, up to m <= n."""
+    energy, rotation = np.linalg.eigh((basis.T @ basis).astype(np.float64))
+    kept = energy > 1e-8 * energy[-1]
+    return basis @ (rotation[:, kept] / np.sqrt(energy[kept])).astype(basis.dtype)
+
+
+def _error(dimension: int) -> float:
+    """Of a float32 sum of products, of rows of about unit length (Higham 2002, section 3.1)."""
+    return 1.001 * (dimension + 4) * _ROUNDING
+
+
+def _together(run: Callable[[Any], None], jobs: Sequence[Any]) -> None:
+    """Runs the jobs in as many threads as OpenMP has; numpy lets go of the interpreter while it works."""
+    if len(jobs) == 1:
+        run(jobs[0])
+        return
+    with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)) as pool:
+        for _ in pool.map(run, jobs):
+            pass
+
+
+def _bar(total: int, progress: bool) -> tqdm:
+    return tqdm(total=total, desc="neighbours", unit="pair", unit_scale=True, disable=not progress)
