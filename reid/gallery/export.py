@@ -1,0 +1,111 @@
+"""A gallery's contents in other programs' formats."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reid.files import atomic_folder
+from reid.gallery.select import show_time, stored
+from reid.gallery.store import Entry, Gallery
+from reid.types import ReidError
+
+_STEP = 1024  # vectors at a time
+
+
+def export(
+    gallery: Gallery, folder: str | os.PathLike[str], *, parquet: bool = False, faiss: bool = False
+) -> list[str]:
+    """Writes all images to a new folder and returns the names of its files.
+
+    vectors.npy, (N, D) float32, and entries.csv, a line for each of its rows; or with parquet one gallery.parquet with
+    both. faiss: besides, gallery.faiss, an exact index whose ids are the keys. Times are ISO 8601, in UTC. Raises
+    ReidError.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ReidError(f"export: {folder} exists already and is not empty: give another folder")
+    if parquet and _lacks("pyarrow"):
+        raise ReidError("export: Parquet needs pyarrow: pip install 'reid-scgnet[parquet]', or leave --parquet out")
+    with gallery.reading():
+        entries = list(gallery.entries())
+        view = gallery._seen()  # its files stay readable when the block ends
+    rows = np.flatnonzero(view.live)
+    from reid.gallery.exact import take
+
+    blocks = [rows[start : start + _STEP] for start in range(0, len(rows), _STEP)]
+    with atomic_folder(folder) as temporary:
+        if parquet:
+            _write_parquet(temporary / "gallery.parquet", entries, blocks, view.vectors, gallery.dimension)
+        else:
+            with (temporary / "entries.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                table = csv.writer(file)
+                table.writerow(Entry._fields)
+                for e in entries:
+                    more = json.dumps(e.fields, ensure_ascii=False)
+                    table.writerow([*e[:4], show_time(e.time), show_time(e.added), e.hash, more])
+            shape = (len(rows), gallery.dimension)
+            vectors = np.lib.format.open_memmap(temporary / "vectors.npy", "w+", np.float32, shape)
+            for start, block in zip(range(0, len(rows), _STEP), blocks):
+                vectors[start : start + _STEP] = take(view.vectors, block)
+            vectors.flush()
+        if faiss:
+            import faiss as library
+
+            index = library.IndexIDMap2(library.IndexFlatIP(gallery.dimension))
+            for block in blocks:
+                index.add_with_ids(take(view.vectors, block), view.keys[block])
+            with (temporary / "gallery.faiss").open("wb") as stream:  # by a name, faiss misses it where a disk is full
+                library.write_index(index, library.PyCallbackIOWriter(stream.write))  # type: ignore
+    return sorted(file.name for file in folder.iterdir())
+
+
+def _write_parquet(
+    file: Path, entries: list[Entry], blocks: list[np.ndarray], segments: list[np.ndarray], dimension: int
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    from reid.gallery.exact import take
+
+    kinds = {"key": pyarrow.int64(), "path": pyarrow.string(), "pid": pyarrow.string(), "camid": pyarrow.int64(),
+             "time": pyarrow.timestamp("us", "UTC"), "added": pyarrow.timestamp("us", "UTC"),
+             "hash": pyarrow.string(), "fields": pyarrow.string(),
+             "vector": pyarrow.list_(pyarrow.float32(), dimension)}  # fmt: skip
+    with parquet.ParquetWriter(file, pyarrow.schema(kinds.items())) as writer:
+        start = 0
+        for block in blocks:
+            part = entries[start : start + len(block)]
+            start += len(block)
+            columns: list[list[Any]] = [
+                [e.key for e in part],
+                [_text(e.path) for e in part],
+                [None if e.pid is None else str(e.pid) for e in part],
+                [e.camid for e in part],
+                [None if e.time is None else round(e.time * 1e6) for e in part],
+                [round(e.added * 1e6) for e in part],
+                [e.hash for e in part],
+                [json.dumps(e.fields, ensure_ascii=False) for e in part],
+            ]
+            arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds.values())]
+            flat = pyarrow.array(take(segments, block).ravel(), pyarrow.float32())
+            arrays.append(pyarrow.FixedSizeListArray.from_arrays(flat, dimension))
+            writer.write_table(pyarrow.table(arrays, names=list(kinds)))
+
+
+def _text(path: str) -> str:
+    """With what is not UTF-8 escaped, since Parquet holds text."""
+    return path if isinstance(stored(path), str) else path.encode("utf-8", "backslashreplace").decode()
+
+
+def _lacks(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is None
+    except ValueError:
+        return True

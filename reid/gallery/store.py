@@ -1,0 +1,926 @@
+"""The gallery's folder: what `reid.gallery` says of it, read and written."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import operator
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+
+from reid.evaluate import UNIT_TOLERANCE, is_unit, row_norms
+from reid.files import atomic_file, atomic_folder, write_json
+from reid.gallery import exact, segments
+from reid.gallery.segments import Damage, Segment
+from reid.gallery.select import Field, Filter, stored
+from reid.types import Ranking, ReidError
+
+FORMAT_VERSION = 2
+METRIC = "cosine"
+_MANIFEST, _DATABASE, _MODEL, _LOCK = "manifest.json", "gallery.sqlite", "model.safetensors", "lock"
+_PAGE = 10_000  # entries read at a time
+_MASKS = 32  # filters remembered of one state
+_COLUMNS = "key, path, pid, camid, time, added, hash, fields"
+_SCHEMA = """
+CREATE TABLE state (generation INTEGER NOT NULL, next_key INTEGER NOT NULL, next_segment INTEGER NOT NULL);
+INSERT INTO state VALUES (0, 0, 1);
+CREATE TABLE images (
+    key INTEGER PRIMARY KEY, path NOT NULL, pid, camid INTEGER, time REAL, added REAL NOT NULL, hash TEXT,
+    fields TEXT NOT NULL);
+CREATE UNIQUE INDEX images_path ON images (path);
+CREATE INDEX images_hash ON images (hash);
+CREATE INDEX images_pid ON images (pid);
+CREATE TABLE segments (number INTEGER PRIMARY KEY, keys BLOB NOT NULL, checksums BLOB NOT NULL);
+CREATE TABLE removed (key INTEGER PRIMARY KEY);
+"""  # removed: keys that a segment holds still, and images no more
+
+Pid = int | str
+
+
+class Entry(NamedTuple):
+    """One image of a gallery. None: unknown."""
+
+    key: int  # given in order from 0, never twice: a key always names the same picture
+    path: str  # as it was given to `add`
+    pid: Pid | None = None
+    camid: int | None = None
+    time: float | None = None  # of capture, seconds since 1970, UTC
+    added: float = 0.0  # likewise, when it came into the gallery
+    hash: str | None = None  # SHA-256 of the file's content, hexadecimal
+    fields: Mapping[str, Field] = {}
+
+
+class Info(NamedTuple):
+    """What a gallery holds."""
+
+    format_version: int
+    fingerprint: str
+    input_size: tuple[int, int]
+    dimension: int
+    metric: str
+    has_model: bool
+    images: int
+    people: int  # pids, junk and distractors not counted
+    cameras: dict[int, int]  # camid -> images; those of unknown cameras are in none
+    times: tuple[float, float] | None  # first and last of capture
+    added: tuple[float, float] | None
+    files: int  # that hold vectors
+    removed: int  # vectors of removed images, which `compact` takes out of the files
+    bytes: int  # of the folder
+
+
+class Forgotten(NamedTuple):
+    """What `forget` did, after it was proved."""
+
+    images: int
+    files: int  # that were searched for traces
+    bytes: int  # likewise
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format_version: int
+    fingerprint: str
+    input_size: tuple[int, int]
+    dimension: int
+    metric: str
+    model: str | None  # SHA-256 of the model's copy
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """One state of the gallery."""
+
+    generation: int
+    segments: list[Segment]
+    keys: np.ndarray  # (N,) int64, ascending: of all rows of all segments
+    live: np.ndarray  # (N,) bool
+    masks: dict[tuple[object, ...], np.ndarray] = field(default_factory=dict)  # of filters
+
+    @property
+    def vectors(self) -> list[np.ndarray]:
+        return [segment.vectors for segment in self.segments]
+
+
+class Gallery:
+    """A gallery that is open.
+
+    Every call sees the newest state, whole; within `reading` all calls see one. Safe to use from several threads, and
+    across a fork. `wait`: seconds that a writer waits for another one, and for readers.
+    """
+
+    def __init__(self, path: Path, *, wait: float = 10.0) -> None:
+        """Use `create` or `open`."""
+        self.path, self.wait = path, wait
+        self._manifest = _read_manifest(path)
+        self._view: _View | None = None
+        self._local = threading.local()
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        dimension: int,
+        fingerprint: str,
+        input_size: tuple[int, int],
+        model: str | os.PathLike[str] | None = None,
+        wait: float = 10.0,
+    ) -> Gallery:
+        """A new and empty gallery in the folder `path`, which must not exist or be empty.
+
+        dimension: of the vectors. fingerprint: names the model that makes them. input_size: (h, w) in pixels of the
+        model's images. model: its file, copied into the gallery. Raises ReidError.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ReidError(
+                f"gallery {path}: exists already and is not empty; open it, or choose or empty another folder"
+            )
+        if dimension < 1:
+            raise ReidError(f"gallery {path}: the dimension of its vectors should be at least 1, got {dimension}")
+        if model is not None and not Path(model).is_file():
+            raise ReidError(f"gallery {path}: there is no model file {model}")
+        height, width = map(int, input_size)
+        with _told(path, writing=True), atomic_folder(path) as folder:
+            if model is not None:
+                with atomic_file(folder / _MODEL) as temporary:
+                    shutil.copyfile(model, temporary)
+            digest = hash_file(folder / _MODEL) if model is not None else None
+            manifest = _Manifest(FORMAT_VERSION, fingerprint, (height, width), int(dimension), METRIC, digest)
+            with atomic_file(folder / _DATABASE) as temporary, contextlib.closing(sqlite3.connect(temporary)) as db:
+                db.executescript(_SCHEMA)
+            write_json(folder / _MANIFEST, asdict(manifest))
+        return cls.open(path, wait=wait)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, wait: float = 10.0) -> Gallery:
+        """The gallery in the folder `path`. Checksums are not compared: see `check`. Raises ReidError."""
+        gallery = cls(Path(path), wait=wait)
+        with gallery.reading():
+            return gallery
+
+    # ---- what is in it
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __contains__(self, path: str | os.PathLike[str]) -> bool:
+        """Whether an image of that path, spelled so, is in the gallery."""
+        return self.count(Filter(paths=[path])) > 0
+
+    def count(self, filter: Filter | None = None) -> int:
+        """Images that meet the filter."""
+        where, values = (filter or Filter()).where()
+        with self.reading() as db:
+            return int(db.execute(f"SELECT COUNT(*) FROM images WHERE {where}", values).fetchone()[0])
+
+    def entry(self, key: int) -> Entry:
+        """The image of that key. Raises ReidError where there is none (-1 in a Ranking among them)."""
+        with self.reading() as db:
+            row = db.execute(f"SELECT {_COLUMNS} FROM images WHERE key = ?", [int(key)]).fetchone()
+        if row is None:
+            raise ReidError(f"gallery {self.path}: no image has the key {key}")
+        return _entry(row)
+
+    def entries(self, filter: Filter | None = None) -> Iterator[Entry]:
+        """The images that meet the filter, in order of key. Outside `reading` they may change on the way."""
+        where, values = (filter or Filter()).where()
+        query = f"SELECT {_COLUMNS} FROM images WHERE key > ? AND {where} ORDER BY key LIMIT {_PAGE}"
+        last = -1
+        while True:
+            with self.reading() as db:
+                page = [_entry(row) for row in db.execute(query, [last, *values])]
+            yield from page
+            if len(page) < _PAGE:
+                return
+            last = page[-1].key
+
+    def vectors(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n, D) float32, the vectors of those images. Raises ReidError for a key that there is not."""
+        with self.reading():
+            view = self._seen()
+        places = np.searchsorted(view.keys, keys)
+        for key, place in zip(keys, places):
+            if place == len(view.keys) or view.keys[place] != key or not view.live[place]:
+                raise ReidError(f"gallery {self.path}: no image has the key {key}")
+        order = np.argsort(places, kind="stable")
+        rows = np.empty((len(places), self.dimension), np.float32)
+        if len(places):
+            rows[order] = exact.take(view.vectors, places[order])
+        return rows
+
+    def known(self, paths: Sequence[str | os.PathLike[str]], hashes: Sequence[str]) -> list[bool]:
+        """Which images, by the SHA-256 of their content, are in the gallery: under their path, or under another one
+        while their path is not in it with another content."""
+        found = []
+        with self.reading() as db:
+            for path, digest in zip(paths, hashes):
+                at = db.execute("SELECT hash FROM images WHERE path = ?", [stored(path)]).fetchone()
+                same = db.execute("SELECT 1 FROM images WHERE hash = ? LIMIT 1", [digest]).fetchone()
+                found.append(at[0] in (None, digest) if at else same is not None)
+        return found
+
+    def info(self) -> Info:
+        with self.reading() as db:
+            view, manifest = self._seen(), self._manifest
+            images, first, last, early, late = db.execute(
+                "SELECT COUNT(*), MIN(time), MAX(time), MIN(added), MAX(added) FROM images"
+            ).fetchone()
+            people = "SELECT COUNT(DISTINCT pid) FROM images WHERE pid IS NOT NULL AND pid NOT IN (-1, 0)"
+            cameras = "SELECT camid, COUNT(*) FROM images WHERE camid IS NOT NULL GROUP BY camid ORDER BY camid"
+            return Info(
+                manifest.format_version,
+                manifest.fingerprint,
+                manifest.input_size,
+                manifest.dimension,
+                manifest.metric,
+                manifest.model is not None,
+                images,
+                db.execute(people).fetchone()[0],
+                dict(db.execute(cameras)),
+                None if first is None else (first, last),
+                None if early is None else (early, late),
+                len(view.segments),
+                int(np.count_nonzero(~view.live)),
+                sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
+            )
+
+    @property
+    def dimension(self) -> int:
+        return self._manifest.dimension
+
+    @property
+    def fingerprint(self) -> str:
+        return self._manifest.fingerprint
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(h, w) of the model's images in pixels."""
+        return self._manifest.input_size
+
+    @property
+    def model_path(self) -> Path | None:
+        """The model's file, if the gallery has it. Raises ReidError where it is not what was written."""
+        if self._manifest.model is None:
+            return None
+        if trouble := self._model_trouble():
+            raise _damaged(self.path, trouble)
+        return self.path / _MODEL
+
+    def check_model(self, fingerprint: str) -> None:
+        """Raises ReidError unless the gallery's vectors were made by the model of that fingerprint."""
+        if fingerprint != self.fingerprint:
+            raise ReidError(
+                f"gallery {self.path}: was made by the model {self.fingerprint}, the query by {fingerprint}: their "
+                "vectors do not compare; use the gallery's model, or index the images again"
+            )
+
+    # ---- search
+
+    def search(
+        self,
+        vectors: np.ndarray,
+        top_k: int,
+        *,
+        exclude_camids: int | Sequence[int | None] | np.ndarray | None = None,
+        filter: Filter | None = None,
+        group_by: str | None = None,
+        threshold: float | None = None,
+    ) -> Ranking:
+        """The top_k images nearest to each of Q vectors by cosine similarity, exactly; equal scores in order of key.
+
+        vectors (Q, D): floats of unit length, see `fuse` for several images of one person. filter: what is searched.
+        exclude_camids: besides, a camera whose images are left out, one for all queries or one for each (Q,), None for
+        none; images from unknown cameras stay in. Both are applied before the search, so that top_k are found where
+        there are so many. group_by: "pid" or a free field: of each group only the nearest image; images without one
+        (pid unknown, junk or distractor) are groups of their own. threshold: scores below it are no answers.
+        Raises ReidError.
+        """
+        vectors = self._checked(vectors, "query vectors")
+        if top_k < 1:
+            raise ReidError(f"gallery {self.path}: top_k is a number of images, at least 1: got {top_k}")
+        if exclude_camids is None or isinstance(exclude_camids, (int, np.integer)):
+            cameras = [_integer(exclude_camids)] * len(vectors)
+        else:
+            cameras = [_integer(camid) for camid in exclude_camids]
+        if len(cameras) != len(vectors):
+            raise ReidError(
+                f"gallery {self.path}: exclude_camids should be one camera or one a query, "
+                f"got {len(cameras)} for {len(vectors)} queries"
+            )
+        keys = np.full((len(vectors), top_k), -1, dtype=np.int64)
+        scores = np.full((len(vectors), top_k), -np.inf, dtype=np.float32)
+        with self.reading() as db:
+            view = self._seen()
+            masks = {camera: self._mask(db, view, filter, camera) for camera in dict.fromkeys(cameras)}
+            groups = None if group_by is None else self._groups(db, group_by)
+        for camera, mask in masks.items():
+            rows = np.array([q for q, own in enumerate(cameras) if own == camera])
+            found = min(top_k, int(np.count_nonzero(mask)))
+            if not found:
+                continue
+            if groups is None:
+                places, values = exact.nearest(vectors[rows], view.vectors, mask, found)
+                keys[rows, :found], scores[rows, :found] = view.keys[places], values
+            else:
+                for q in rows:
+                    own = _grouped(vectors[q : q + 1], view, mask, top_k, groups)
+                    keys[q, : len(own)], scores[q, : len(own)] = zip(*own)
+        if threshold is not None:
+            keys[scores < threshold], scores[scores < threshold] = -1, -np.inf
+        return Ranking(keys, scores)
+
+    def _mask(self, db: sqlite3.Connection, view: _View, filter: Filter | None, camera: int | None) -> np.ndarray:
+        """(N,) bool: the rows that a search looks at."""
+        conditions = [(filter or Filter()).where()]
+        if camera is not None:
+            conditions.append(Filter(exclude_camids=[camera]).where())
+        where = " AND ".join(sql for sql, _ in conditions)
+        values = tuple(value for _, some in conditions for value in some)
+        if not values:
+            return view.live
+        if (where, values) not in view.masks:
+            mask = np.zeros(len(view.keys), bool)
+            chosen = db.execute(f"SELECT key FROM images WHERE {where}", values)
+            mask[np.searchsorted(view.keys, np.fromiter((key for (key,) in chosen), np.int64))] = True
+            if len(view.masks) >= _MASKS:
+                view.masks.clear()
+            view.masks[where, values] = mask & view.live
+        return view.masks[where, values]
+
+    def _groups(self, db: sqlite3.Connection, name: str) -> dict[int, object]:
+        """key -> group of every image that is in one."""
+        if name == "pid":
+            return dict(db.execute("SELECT key, pid FROM images WHERE pid IS NOT NULL AND pid NOT IN (-1, 0)"))
+        rows = db.execute(
+            "SELECT images.key, json_each.value FROM images, json_each(images.fields) WHERE json_each.key = ?", [name]
+        ).fetchall()
+        if not rows and len(self):
+            raise ReidError(f"gallery {self.path}: no image has the field {name!r} to group by; group by pid, or by a "
+                            "field that was given to `add`")  # fmt: skip
+        return dict(rows)
+
+    # ---- writing
+
+    def add(
+        self,
+        vectors: np.ndarray,
+        paths: Sequence[str | os.PathLike[str]],
+        pids: Sequence[Pid | None] | np.ndarray | None = None,
+        camids: Sequence[int | None] | np.ndarray | None = None,
+        times: Sequence[float | None] | np.ndarray | None = None,
+        fields: Sequence[Mapping[str, Field]] | None = None,
+        hashes: Sequence[str | None] | None = None,
+    ) -> np.ndarray:
+        """Adds N images and returns their keys, (N,) int64; all of them are on disk then, or none and ReidError.
+
+        vectors (N, D): floats of unit length. paths: of the images, compared as they are spelled. pids, camids, times
+        (of capture, seconds since 1970, UTC): None, or None among them, where unknown. fields: free, of text and
+        numbers. hashes: SHA-256 of the files' contents (`hash_file`). An image whose path is in the gallery with
+        another hash takes its place, under a new key; otherwise none of the paths may be in it (see `known`).
+        """
+        vectors = self._checked(vectors, "vectors to add")
+        columns: list[list[Any]] = [[stored(path) for path in paths]]
+        kinds: list[tuple[Any, Callable[[Any], Any]]] = [
+            (pids, _pid), (camids, _integer), (times, _seconds), (hashes, _digest), (fields, _as_json)
+        ]  # fmt: skip
+        for given, convert in kinds:
+            columns.append([convert(x) for x in ([None] * len(columns[0]) if given is None else given)])
+        if len({len(vectors), *map(len, columns)}) > 1:
+            names = ("paths", "pids", "camids", "times", "hashes", "fields")
+            counts = ", ".join(f"{len(column)} {name}" for name, column in zip(names, columns))
+            raise ReidError(
+                f"gallery {self.path}: to add images, give as many of each, got {len(vectors)} vectors, {counts}"
+            )
+        with self._writing() as db:
+            self._remove(db, self._replaced(db, columns[0], columns[4]))
+            return self._append(db, [vectors], list(zip(*columns)), [time.time()] * len(vectors))
+
+    def remove(self, filter: Filter) -> int:
+        """Removes the images that meet the filter and returns how many. Raises ReidError for a filter of nothing.
+
+        They are found no more, and SQLite overwrites what it held of them; their vectors are taken out of the files
+        when half of a file is removed, or by `compact`.
+        """
+        if filter.is_empty:
+            raise ReidError(
+                f"gallery {self.path}: removing takes a condition (keys, paths, a camera, a person, a time)"
+            )
+        with self._writing() as db:
+            return self._remove(db, self._keys(db, filter))
+
+    def expire(self, before: float) -> int:
+        """Removes the images whose time of capture, or where that is unknown whose time of adding, lies before that
+        time (seconds since 1970), from the files themselves; returns how many."""
+        with self._writing(vacuum=True) as db:
+            old = "SELECT key FROM images WHERE COALESCE(time, added) < ? ORDER BY key"
+            return self._remove(db, [key for (key,) in db.execute(old, [_seconds(before)])], purge=True)
+
+    def forget(self, pid: Pid) -> Forgotten:
+        """Deletes every trace of one person from the gallery's files, and proves it.
+
+        Their rows in SQLite are overwritten, the files that held their vectors (or those of images removed before, of
+        whomever) are written anew without them, the database is packed. Then every file of the folder is searched for
+        the bytes of their paths, content hashes and vectors; what remaining images have in common with them (a path
+        that contains one, an equal vector) does not count. Raises ReidError that names a file with a trace. May be
+        repeated, and goes on where it was killed. Readers that have the old files open keep them until they read
+        again; copies and exports made elsewhere are theirs who made them.
+        """
+        person = _pid(pid)
+        if person is None:
+            raise ReidError(f"gallery {self.path}: forgetting takes a person's pid")
+        with self._locked():
+            traces = np.empty((0, self.dimension), np.float32)
+            with self._writing(vacuum=True, locked=True) as db:
+                theirs = db.execute(f"SELECT {_COLUMNS} FROM images WHERE pid = ? ORDER BY key", [person])
+                entries = [_entry(row) for row in theirs]
+                keys = [entry.key for entry in entries]
+                traces = np.concatenate([traces, *(s.vectors[np.isin(s.keys, keys)] for s in self._segments(db))])
+                self._remove(db, keys, purge=True)
+            return self._prove(entries, traces)
+
+    def merge(self, other: Gallery) -> tuple[int, int]:
+        """Adds another gallery's images and returns how many were added, and how many left out since their path or
+        their content is here already. Raises ReidError where it is of another model."""
+        if other.fingerprint != self.fingerprint or other.dimension != self.dimension:
+            raise ReidError(
+                f"gallery {self.path}: was made by the model {self.fingerprint}, {other.path} by {other.fingerprint}: "
+                "their vectors do not compare; index the images of one again"
+            )
+        with contextlib.suppress(OSError):
+            if os.path.samefile(self.path, other.path):
+                raise ReidError(f"gallery {self.path}: is the one to be merged into it; give another")
+        with other.reading():
+            view, theirs = other._seen(), list(other.entries())
+            sums = other._checksums()
+        with self._writing() as db:
+            new, seen = [], set[str]()
+            for place, entry in enumerate(theirs):
+                here = "SELECT 1 FROM images WHERE path = ? OR (hash IS NOT NULL AND hash = ?) LIMIT 1"
+                if entry.hash in seen or db.execute(here, [stored(entry.path), entry.hash]).fetchone():
+                    continue
+                new.append(place)
+                if entry.hash is not None:
+                    seen.add(entry.hash)
+            chosen = np.zeros(len(view.keys), bool)
+            chosen[np.flatnonzero(view.live)[np.array(new, np.int64)]] = True
+            pieces = other._pieces(view.segments, sums, chosen)
+            rows = [
+                (stored(e.path), e.pid, e.camid, e.time, e.hash, _as_json(e.fields)) for e in (theirs[i] for i in new)
+            ]
+            self._append(db, pieces, rows, [theirs[i].added for i in new])
+        return len(new), len(theirs) - len(new)
+
+    def compact(self) -> None:
+        """Writes all vectors into one file, without those of removed images, and packs the database."""
+        with self._writing(vacuum=True) as db:
+            parts = self._segments(db)
+            if len(parts) > 1 or any(segment.count < len(segment.keys) for segment in parts):
+                self._rewrite(db, parts)
+
+    # ---- the folder
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Everything that is read within the block is one state of the gallery. Writers wait meanwhile: keep it short.
+
+        Gives the database, to be read only.
+        """
+        held: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if held is not None:
+            yield held
+            return
+        with _told(self.path, sqlite3.Error), contextlib.closing(self._connect()) as db:
+            with _told(self.path, OSError):
+                db.execute("BEGIN")
+                generation = db.execute("SELECT generation FROM state").fetchone()[0]
+                if self._view is None or self._view.generation != generation:
+                    self._view = self._load(db, generation)
+            self._local.db = db
+            try:
+                yield db
+            finally:
+                self._local.db = None
+
+    def _seen(self) -> _View:
+        """The state that `reading` found."""
+        assert self._view is not None
+        return self._view
+
+    def _connect(self) -> sqlite3.Connection:
+        file = self.path / _DATABASE
+        if not file.is_file():
+            raise _damaged(self.path, f"{_DATABASE} is missing")
+        mode = "rw" if os.access(file, os.W_OK) and os.access(self.path, os.W_OK) else "ro"
+        db = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=self.wait,
+                             isolation_level=None, check_same_thread=False)  # fmt: skip
+        for setting in ("synchronous = EXTRA", "secure_delete = ON", "cache_spill = OFF", "temp_store = MEMORY",
+                        "trusted_schema = OFF"):  # fmt: skip
+            db.execute(f"PRAGMA {setting}")
+        return db
+
+    def _load(self, db: sqlite3.Connection, generation: int) -> _View:
+        parts = self._segments(db)
+        keys = np.concatenate([np.empty(0, np.int64), *(segment.keys for segment in parts)])
+        live = np.concatenate([np.empty(0, bool), *(segment.live for segment in parts)])
+        (images,) = db.execute("SELECT COUNT(*) FROM images").fetchone()
+        if images != np.count_nonzero(live):
+            raise _damaged(self.path, f"{images} images, {np.count_nonzero(live)} vectors of them")
+        return _View(generation, parts, keys, live)
+
+    def _segments(self, db: sqlite3.Connection) -> list[Segment]:
+        """The vector files that the database names, ascending by key, opened."""
+        removed = np.fromiter((key for (key,) in db.execute("SELECT key FROM removed ORDER BY key")), np.int64)
+        open_already = {segment.number: segment.vectors for segment in self._view.segments} if self._view else {}
+        parts = []
+        for number, blob in db.execute("SELECT number, keys FROM segments"):
+            keys = np.frombuffer(blob, "<i8")
+            try:
+                vectors = open_already.get(number)
+                if vectors is None:
+                    vectors = segments.load(self.path, number, len(keys), self.dimension)
+            except Damage as damage:
+                raise _damaged(self.path, str(damage)) from damage.__cause__
+            live = np.ones(len(keys), bool)
+            among = removed[np.searchsorted(removed, keys[0]) : np.searchsorted(removed, keys[-1], "right")]
+            live[np.searchsorted(keys, among)] = False
+            parts.append(Segment(number, keys, vectors, live))
+        return sorted(parts, key=lambda segment: int(segment.keys[0]))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone among writers."""
+        with _told(self.path, writing=True), open(self.path / _LOCK, "w") as file:
+            end = time.monotonic() + self.wait
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        raise ReidError(
+                            f"gallery {self.path}: another process is writing to it, for more than {self.wait:g} "
+                            "seconds; try again later"
+                        ) from None
+                    time.sleep(0.02)
+            yield
+
+    @contextlib.contextmanager
+    def _writing(self, *, vacuum: bool = False, locked: bool = False) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is on disk at the end of the block, or nothing is changed.
+
+        vacuum: the database is packed afterwards. locked: the lock is held already.
+        """
+        with contextlib.nullcontext() if locked else self._locked(), contextlib.closing(self._connect()) as db:
+            with _told(self.path, writing=True):
+                self._sweep(db)
+                db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield db
+                    db.execute("UPDATE state SET generation = generation + 1")
+                    db.execute("COMMIT")
+                except BaseException:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    self._sweep(db)
+                    raise
+            try:
+                self._sweep(db)
+                if vacuum:
+                    db.execute("VACUUM")
+            except sqlite3.Error as error:
+                raise ReidError(f"gallery {self.path}: what was asked for is done, but the database could not be "
+                                f"packed ({error}); run it again") from error  # fmt: skip
+
+    def _sweep(self, db: sqlite3.Connection) -> None:
+        """Removes the vector files that the database does not name, and what killed writers left. Under the lock."""
+        named = {segments.name_of(number) for (number,) in db.execute("SELECT number FROM segments")}
+        for pattern in ("vectors-*.npy", ".*.partial"):
+            for file in self.path.glob(pattern):
+                if file.name not in named:
+                    with contextlib.suppress(OSError):
+                        file.unlink()
+
+    def _keys(self, db: sqlite3.Connection, filter: Filter) -> list[int]:
+        where, values = filter.where()
+        return [key for (key,) in db.execute(f"SELECT key FROM images WHERE {where} ORDER BY key", values)]
+
+    def _replaced(
+        self, db: sqlite3.Connection, paths: Sequence[str | bytes], hashes: Sequence[str | None]
+    ) -> list[int]:
+        """Keys of the images whose place those of that path take. Raises ReidError where they cannot."""
+        keys, seen = [], set[str | bytes]()
+        for path, digest in zip(paths, hashes):
+            row = db.execute("SELECT key, hash FROM images WHERE path = ?", [path]).fetchone()
+            if path in seen or (row and (digest is None or row[1] in (None, digest))):
+                where = "given twice" if path in seen else "in it already"
+                raise ReidError(f"gallery {self.path}: nothing was added, for {os.fsdecode(path)} is {where}; leave "
+                                "it out")  # fmt: skip
+            seen.add(path)
+            if row:
+                keys.append(row[0])
+        return keys
+
+    def _append(
+        self,
+        db: sqlite3.Connection,
+        vectors: Iterable[np.ndarray],
+        rows: Sequence[tuple[Any, ...]],
+        added: Sequence[float],
+    ) -> np.ndarray:
+        """New images behind all others; rows: (path, pid, camid, time, hash, fields).
+
+        Files at the end that hold no more images than the new one are joined into it: n images that come one by one
+        lie in about log2(n) files, and each is written about log2(n) times.
+        """
+        (first,) = db.execute("SELECT next_key FROM state").fetchone()
+        keys = np.arange(first, first + len(rows), dtype=np.int64)
+        if not rows:
+            return keys
+        insert = f"INSERT INTO images ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        db.executemany(
+            insert, ((key, p, pid, cam, at, since, digest, more)
+                     for key, (p, pid, cam, at, digest, more), since in zip(keys.tolist(), rows, added))
+        )  # fmt: skip
+        db.execute("UPDATE state SET next_key = ?", [first + len(rows)])
+        parts, count = self._segments(db), len(rows)
+        joined: list[Segment] = []
+        while parts and parts[-1].count <= count:
+            joined.insert(0, parts.pop())
+            count += joined[0].count
+        self._rewrite(db, joined, keys, vectors)
+        return keys
+
+    def _remove(self, db: sqlite3.Connection, keys: list[int], *, purge: bool = False) -> int:
+        """Those images. Files with more removed than live rows, or with purge with any, are written anew."""
+        rows = [(key,) for key in keys]
+        db.executemany("INSERT INTO removed VALUES (?)", rows)
+        db.executemany("DELETE FROM images WHERE key = ?", rows)
+        for segment in self._segments(db) if keys or purge else ():
+            gone = len(segment.keys) - segment.count
+            if gone and (purge or gone > segment.count):
+                self._rewrite(db, [segment])
+        return len(keys)
+
+    def _rewrite(
+        self,
+        db: sqlite3.Connection,
+        parts: Sequence[Segment],
+        new_keys: np.ndarray | None = None,
+        new_vectors: Iterable[np.ndarray] = (),
+    ) -> None:
+        """One new file in place of those: their live rows and the new ones."""
+        keys = np.concatenate([*(segment.keys[segment.live] for segment in parts),
+                               *([] if new_keys is None else [new_keys])])  # fmt: skip
+        old = self._pieces(parts, self._checksums(db), None)
+        if len(keys):
+            (number,) = db.execute("SELECT next_segment FROM state").fetchone()
+            sums = segments.write(self.path, number, (x for y in (old, new_vectors) for x in y), len(keys),
+                                  self.dimension)  # fmt: skip
+            db.execute("INSERT INTO segments VALUES (?, ?, ?)", [number, keys.astype("<i8").tobytes(), sums.tobytes()])
+            db.execute("UPDATE state SET next_segment = ?", [number + 1])
+        for segment in parts:
+            db.execute("DELETE FROM segments WHERE number = ?", [segment.number])
+            gone = segment.keys[~segment.live].tolist()
+            db.executemany("DELETE FROM removed WHERE key = ?", [(key,) for key in gone])
+
+    def _checksums(self, db: sqlite3.Connection | None = None) -> dict[int, np.ndarray]:
+        with contextlib.nullcontext(db) if db is not None else self.reading() as source:
+            return {n: np.frombuffer(x, "<u4") for n, x in source.execute("SELECT number, checksums FROM segments")}
+
+    def _pieces(
+        self, parts: Sequence[Segment], sums: Mapping[int, np.ndarray], chosen: np.ndarray | None
+    ) -> Iterator[np.ndarray]:
+        """The live rows of those segments, or the chosen of all their rows, some at a time; their checksums hold."""
+        start = 0
+        for segment in parts:
+            if chosen is not None:
+                mask = chosen[start : start + len(segment.keys)]
+                segment = Segment(segment.number, segment.keys, segment.vectors, mask)
+                start += len(mask)
+            try:
+                yield from segment.pieces(sums[segment.number])
+            except Damage as damage:
+                raise _damaged(self.path, str(damage)) from None
+
+    def _checked(self, vectors: np.ndarray, what: str) -> np.ndarray:
+        """The same as contiguous float32."""
+        vectors = np.asarray(vectors)
+        norms = row_norms(vectors, f"gallery {self.path}: {what}")
+        if vectors.shape[1] != self.dimension:
+            raise ReidError(
+                f"gallery {self.path}: {what} should have {self.dimension} dimensions, got {vectors.shape[1]}; "
+                "embed the images with the gallery's model"
+            )
+        if not is_unit(norms).all():
+            row = int(np.argmin(is_unit(norms)))
+            raise ReidError(
+                f"gallery {self.path}: {what} should have length 1 within {UNIT_TOLERANCE}, row {row} has "
+                f"{norms[row]:.6g}; divide each row by its length"
+            )
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+    # ---- proof, check and repair
+
+    def _prove(self, entries: list[Entry], traces: np.ndarray) -> Forgotten:
+        """Raises ReidError where a file holds bytes of those images."""
+        words = {os.fsencode(entry.path) for entry in entries} | {e.hash.encode() for e in entries if e.hash}
+        with self.reading() as db:
+            view = self._seen()
+            similar = set[bytes]()  # what remaining images have in common
+            for word in words:
+                text = stored(os.fsdecode(word))
+                like = "SELECT path, hash FROM images WHERE instr(path, ?) OR hash = ?"
+                for path, digest in db.execute(like, [text, text]):
+                    similar |= {os.fsencode(path), (digest or "").encode()}
+        similar.discard(b"")
+        size, files = 0, [file for file in sorted(self.path.iterdir()) if file.is_file()]
+        names = {segment.name: segment for segment in view.segments}
+        found = []
+        for file in files:
+            size += file.stat().st_size
+            if file.name in names:
+                held = _rows_in(traces, names[file.name].vectors)
+                if not names[file.name].live[held].all():  # an equal vector of an image that remains is that image's
+                    found.append(file.name)
+                continue
+            data = file.read_bytes()
+            for word in sorted(similar, key=len, reverse=True):
+                data = data.replace(word, b"\0" * len(word))
+            if any(word in data for word in words) or any(row.tobytes() in data for row in traces):
+                found.append(file.name)
+        if found:
+            raise ReidError(f"gallery {self.path}: {', '.join(found)} hold traces of the person still; run it again")
+        return Forgotten(len(entries), len(files), size)
+
+    def _model_trouble(self) -> str | None:
+        if self._manifest.model is None:
+            return None
+        file = self.path / _MODEL
+        if not file.is_file():
+            return f"{_MODEL} is missing"
+        return None if hash_file(file) == self._manifest.model else f"{_MODEL} is not what was written"
+
+
+def fuse(vectors: np.ndarray) -> np.ndarray:
+    """(n, D) unit vectors of one person -> (1, D) float32, their mean, of unit length. Raises ReidError."""
+    mean = np.asarray(vectors, np.float64).sum(axis=0, keepdims=True)
+    norm = np.linalg.norm(mean)
+    if norm < 1e-6:
+        raise ReidError(f"{len(vectors)} vectors have no mean direction: give images of one person")
+    fused: np.ndarray = (mean / norm).astype(np.float32)
+    return fused
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _grouped(
+    query: np.ndarray, view: _View, mask: np.ndarray, top_k: int, groups: Mapping[int, object]
+) -> list[tuple[int, float]]:
+    """(key, score) of the nearest image of each of the nearest groups: images are looked at until there are top_k."""
+    total, count = int(np.count_nonzero(mask)), top_k
+    while True:
+        count = min(4 * count, total)
+        places, values = exact.nearest(query, view.vectors, mask, count)
+        first: dict[object, tuple[int, float]] = {}
+        for key, score in zip(view.keys[places[0]].tolist(), values[0].tolist()):
+            first.setdefault(("group", groups[key]) if key in groups else key, (key, score))
+        if len(first) >= top_k or count == total:
+            return list(first.values())[:top_k]
+
+
+def _rows_in(wanted: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(n,) bool: which rows equal one of the wanted, bit for bit."""
+    if not len(wanted):
+        return np.zeros(len(rows), bool)
+    head = min(2, rows.shape[1])  # two values tell nearly all apart
+    known = {row.tobytes() for row in wanted}
+    width = np.dtype((np.void, 4 * head))
+    first = np.ascontiguousarray(rows[:, :head]).view(width)[:, 0]
+    maybe = np.isin(first, np.ascontiguousarray(wanted[:, :head]).view(width)[:, 0])
+    for place in np.flatnonzero(maybe):
+        maybe[place] = rows[place].tobytes() in known
+    return maybe
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    key, path, pid, camid, at, added, digest, fields = row
+    return Entry(key, os.fsdecode(path), pid, camid, at, added, digest, json.loads(fields))
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    file = folder / _MANIFEST
+    try:
+        values: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ReidError(f"gallery {folder}: there is none (no {_MANIFEST}); index a folder of images first") from None
+    except OSError as error:
+        raise ReidError(f"gallery {folder}: cannot be read, {error.strerror}") from None
+    except ValueError:
+        raise _damaged(folder, f"{_MANIFEST} is not JSON") from None
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        older = f"this program reads {FORMAT_VERSION}: index the images again, into another folder"
+        newer = f"this program reads up to {FORMAT_VERSION}; use a newer version of the program"
+        raise ReidError(
+            f"gallery {folder}: has format version {version}, {newer if version > FORMAT_VERSION else older}"
+        )
+    try:
+        manifest = _Manifest(**{**values, "input_size": tuple(values["input_size"])})
+        numbers = (manifest.dimension, *manifest.input_size)
+        sound = (
+            version == FORMAT_VERSION
+            and all(isinstance(number, int) and number >= 1 for number in numbers)
+            and len(manifest.input_size) == 2
+            and isinstance(manifest.fingerprint, str)
+            and isinstance(manifest.model, str | None)
+        )
+    except (KeyError, TypeError, AttributeError, ValueError):
+        sound = False
+    if not sound:
+        raise _damaged(folder, f"{_MANIFEST} lacks values or holds wrong ones")
+    if manifest.metric != METRIC:
+        raise ReidError(f"gallery {folder}: has the metric {manifest.metric!r}, this program knows {METRIC!r} only")
+    return manifest
+
+
+def _damaged(folder: Path, what: str) -> ReidError:
+    return ReidError(f"gallery {folder}: is damaged, {what}; see gallery check --repair, or index the images again")
+
+
+def _integer(value: SupportsIndex | None) -> int | None:
+    return None if value is None else _in_range(operator.index(value))
+
+
+def _in_range(value: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise ReidError(f"a gallery's numbers have 64 bits, got {value}")
+    return value
+
+
+def _pid(value: SupportsIndex | str | None) -> Pid | None:
+    if isinstance(value, str):
+        if not value or isinstance(stored(value), bytes):
+            raise ReidError(f"a pid is a number or a name, got {value!r}; None is for an unknown person")
+        return str(value)
+    return _integer(value)
+
+
+def _seconds(value: float | None) -> float | None:
+    if value is None:
+        return None
+    if not math.isfinite(value):
+        raise ReidError(f"a time is a finite number of seconds since 1970, got {value}; None is for an unknown one")
+    return float(value)
+
+
+def _digest(value: str | None) -> str | None:
+    if value is not None and (len(value) != 64 or set(value) - set("0123456789abcdef")):
+        raise ReidError(f"a hash is a SHA-256 of 64 hexadecimal digits, got {value!r}; see hash_file")
+    return value
+
+
+def _as_json(fields: Mapping[str, Field] | None) -> str:
+    wrong = [f"{k!r}: {v!r}" for k, v in (fields or {}).items() if not isinstance(k, str) or not _is_field(v)]
+    if wrong:
+        raise ReidError(f"free fields are text and finite numbers under names, got {', '.join(wrong)}")
+    return json.dumps(dict(fields or {}))
+
+
+def _is_field(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    )
+
+
+@contextlib.contextmanager
+def _told(path: Path, *kinds: type[Exception], writing: bool = False) -> Iterator[None]:
+    """Makes a full disk, a read-only folder, a damaged database and their like one line."""
+    expected = kinds or (OSError, sqlite3.Error)
+    failed = "written, nothing was changed" if writing else "read"
+    try:
+        yield
+    except expected as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if "locked" in reason:
+            reason += ": another process is reading or writing it for long, try again later"
+        elif isinstance(error, sqlite3.Error) and (type(error) is not sqlite3.OperationalError or "no such" in reason):
+            raise _damaged(path, f"{_DATABASE} is not what was written: {reason}") from error
+        raise ReidError(f"gallery {path}: cannot be {failed} ({reason})") from error
