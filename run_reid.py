@@ -17,11 +17,11 @@ import contextlib
 import csv
 import errno
 import fcntl
+import glob
 import io
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -169,74 +169,43 @@ def compare_command(args: argparse.Namespace) -> None:
 
 
 def index_command(args: argparse.Namespace) -> None:
-    """Embeds images into a gallery: a data set's gallery split, or image files and folders."""
+    """Embeds images into a gallery: a data set's gallery split, or image files, folders and tables of them."""
+    from reid.gallery import commands
+
     if bool(args.images) == bool(args.dataset):
-        raise ReidError("index takes either image files and folders, or --dataset NAME")
-    samples: Sequence[Sample | Path] = read_data(args).gallery if args.dataset else find_images(args.images)
-    paths = [os.path.abspath(s.path if isinstance(s, Sample) else s) for s in samples]
+        raise ReidError("index takes either image files, folders and tables, or --dataset NAME")
+    tables = [place for place in args.images if place.lower().endswith(".csv")]
+    others = [place for place in args.images if place not in tables]
+    images = [image for table in tables for image in commands.read_table(table)]
+    images += [commands.Image(str(path)) for path in (find_images(others) if others else ())]
+    if args.dataset:
+        images = [commands.Image(*sample) for sample in read_data(args).gallery]
     weights = Path(args.weights or default_weights())
-    embedder = load_embedder(weights, args)
-    gallery = open_gallery(Path(args.gallery), embedder)
-    new = [i for i, path in enumerate(paths) if gallery is None or path not in gallery]
-    bad = find_bad(paths[i] for i in new)
-    if bad:
-        refuse_or_tell(bad, args.skip_bad)
-        new = [i for i in new if paths[i] not in bad]
-    if gallery is None:
-        gallery = create_gallery(Path(args.gallery), embedder, weights)
-    scratch = gallery.path.with_name(f".{gallery.path.name}-embedding") / "new.npy"  # an interrupted index goes on here
-    vectors = embedder.embed([paths[i] for i in new], save=scratch, progress=True)
-    chosen = [samples[i] for i in new]
-    gallery.add(
-        vectors,
-        [paths[i] for i in new],
-        [s.pid if isinstance(s, Sample) else None for s in chosen],
-        [s.camid if isinstance(s, Sample) else None for s in chosen],
-    )
-    shutil.rmtree(scratch.parent, ignore_errors=True)
-    print(f"gallery {args.gallery}: {len(new)} images added, {len(gallery)} in all")
+
+    def unreadable(paths: list[str]) -> set[str]:
+        bad = find_bad(paths)
+        if bad:
+            refuse_or_tell(bad, args.skip_bad)
+        return set(bad)
+
+    print(commands.index(Path(args.gallery), images, load_embedder(weights, args), weights, unreadable))
 
 
 def search_command(args: argparse.Namespace) -> None:
-    """Finds the images of a gallery that are nearest to one image."""
-    from reid.gallery import Gallery
-    from reid.pictures import Tile, draw_search
+    """Finds the images of a gallery that are nearest to one person, or to each image of a folder."""
+    from reid.gallery import Gallery, commands
 
-    gallery = Gallery.open(args.gallery)
-    embedder = load_embedder(args.weights or gallery.model_path or default_weights(), args)
-    gallery.check_model(embedder.fingerprint)
-    calibration = calibration_of(embedder)
-    threshold = -np.inf
-    if args.max_false_accept is not None:
-        if calibration is None:
-            raise ReidError(
-                "--max-false-accept needs a calibrated model, this one is not: calibrate it (python run_reid.py "
-                "calibrate --weights FILE --dataset NAME) and search with --weights FILE"
-            )
-        searched = sum(args.exclude_camera is None or e.camid != args.exclude_camera for e in gallery.entries)
-        threshold = calibration.threshold(args.max_false_accept, max(searched, 1))
-    ranking = gallery.search(embedder.embed([args.query]), args.top_k, exclude_camids=args.exclude_camera)
-    best = float(ranking.scores[0, 0])
-    found = [
-        (gallery.entry(key), score, float(calibration.probability(score)) if calibration else None)
-        for key, score in zip(ranking.keys[0].tolist(), ranking.scores[0].tolist(), strict=True)
-        if key >= 0 and score >= threshold
-    ]
-    if args.json:
-        print(json.dumps([{"path": e.path, "score": s, "probability": p, "pid": e.pid, "camid": e.camid}
-                          for e, s, p in found], indent=2))  # fmt: skip
-    elif not found and len(gallery) and args.max_false_accept is not None:
-        share = f"{args.max_false_accept:.2%} of the searches for people who are not in a gallery like this one"
-        print(f"nobody matches: the nearest image scores {best:.3f}, below {threshold:.3f}, which {share} reach")
-    else:
-        print(f"{'rank':>4}  {'score':>6}  {'prob.':>6}  {'pid':>6}  {'camera':>6}  path")
-        for rank, (entry, value, probability) in enumerate(found, 1):
-            pid, camid = ("-" if x is None else x for x in (entry.pid, entry.camid))
-            sure = "-" if probability is None else f"{probability:.3f}"
-            print(f"{rank:4}  {value:6.3f}  {sure:>6}  {pid:>6}  {camid:>6}  {entry.path}")
-    picture = Path(args.picture or f"search-{Path(args.query).stem}.png")
-    draw_search(args.query, [Tile(e.path, s, e.pid, e.camid) for e, s, _ in found], picture)
-    print(f"picture: {picture}", file=sys.stderr if args.json else sys.stdout)
+    def load(weights: str | Path | None) -> Embedder:
+        return load_embedder(weights or default_weights(), args)
+
+    commands.search(Gallery.open(args.gallery), args, load, calibration_of, find_images)
+
+
+def gallery_command(args: argparse.Namespace) -> int:
+    """What a gallery holds, whether it is whole, and what leaves it."""
+    from reid.gallery.commands import GALLERY
+
+    return GALLERY[args.action](args)
 
 
 def calibration_of(embedder: Embedder) -> Calibration | None:
@@ -561,23 +530,12 @@ def open_gallery(folder: Path, embedder: Embedder) -> Gallery | None:
     return gallery
 
 
-def create_gallery(folder: Path, embedder: Embedder, weights: Path) -> Gallery:
-    """An empty gallery for this model's vectors, with a copy of the model."""
-    from reid.gallery import Gallery
-
-    return Gallery.create(
-        folder,
-        dimension=embedder.dimension,
-        fingerprint=embedder.fingerprint,
-        input_size=embedder.model.input_size,
-        model=weights,
-    )
-
-
 def build_gallery(folder: Path, embedder: Embedder, weights: Path, samples: list[Sample], vectors: np.ndarray) -> None:
+    from reid.gallery.commands import create
+
     gallery = open_gallery(folder, embedder)
     if gallery is None:
-        gallery = create_gallery(folder, embedder, weights)
+        gallery = create(folder, embedder, weights)
     if not len(gallery):
         gallery.add(vectors, [s.path for s in samples], [s.pid for s in samples], [s.camid for s in samples])
 
@@ -622,9 +580,10 @@ def report(
 
 
 def find_images(places: Sequence[str]) -> list[Path]:
-    """Image files: those named, and those in the named folders and below, sorted."""
+    """Image files: those named (also by patterns), and those in the named folders and below, sorted."""
     found: set[Path] = set()
-    for place in map(Path, places):
+    matched = [[p] if os.path.exists(p) else sorted(glob.glob(p, recursive=True)) or [p] for p in places]
+    for place in (Path(path) for paths in matched for path in paths):
         if not place.exists():
             raise ReidError(f"no image or folder at {place}")
         inside = place.rglob("*") if place.is_dir() else [place]
@@ -828,7 +787,8 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def add_index(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, and folders of them")
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, folders of them, patterns, and "
+                        "CSV files with a column path and any of pid, camid, time (ISO 8601) and others")  # fmt: skip
     add_data(parser)
     parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors (default: the small one that "
                         "comes with the program)")  # fmt: skip
@@ -838,15 +798,22 @@ def add_index(parser: argparse.ArgumentParser) -> None:
 
 def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("gallery", metavar="GALLERY", help="folder that index or the main job made")
-    parser.add_argument("query", metavar="QUERY", help="image of one person")
+    parser.add_argument("query", nargs="*", metavar="QUERY", help="images of one person, joined into one search; with "
+                        "--output images and folders of them, a search each")  # fmt: skip
+    parser.add_argument("--key", type=int, action="append", default=[], metavar="N", help="instead of QUERY an image "
+                        "in the gallery; may be repeated, of one person")  # fmt: skip
     parser.add_argument("--top-k", type=int, default=10, metavar="K", help="how many images to show (default: 10)")
     parser.add_argument("--max-false-accept", type=float, metavar="SHARE", help="answer 'nobody matches' unless an "
                         "image is as near as that share (0.01: one in a hundred) of the searches for people who are "
                         "not in the gallery come to one; needs a calibrated model")  # fmt: skip
-    parser.add_argument("--exclude-camera", type=int, metavar="N", help="leave images of that camera out of the search")
+    add_filter(parser)
+    parser.add_argument("--group-by", metavar="WHAT", help="show the nearest image of each person (pid), or of each "
+                        "value of a free field")  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="the model (default: the gallery's own copy)")
+    parser.add_argument("--root", metavar="OLD=NEW", help="where images lie now that were indexed in the folder OLD")
     parser.add_argument("--picture", metavar="FILE", help="where the ranked list is drawn (default: search-QUERY.png)")
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    parser.add_argument("--output", metavar="FILE.csv", help="write the answers of many searches to a table")
     add_common(parser, images=False)
 
 
@@ -864,6 +831,49 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k2", type=int, metavar="K", help="of those, how many are averaged over (default: 4)")
     parser.add_argument("--output", default="runs/cluster", metavar="DIR", help="(default: runs/cluster)")
     add_common(parser)
+
+
+def add_filter(parser: argparse.ArgumentParser) -> None:
+    """Which images; each may be repeated, but for the times."""
+    for name, metavar, what in (
+        ("--camera", "N", "images of that camera only"),
+        ("--exclude-camera", "N", "no images of that camera"),
+        ("--pid", "P", "images of that person only"),
+        ("--field", "NAME=VALUE", "images with that free field only"),
+    ):
+        kind = int if metavar == "N" else str
+        parser.add_argument(name, type=kind, action="append", default=[], metavar=metavar, help=f"{what}; repeatable")
+    parser.add_argument("--after", metavar="TIME", help="images captured at that time or later: ISO 8601, UTC")
+    parser.add_argument("--before", metavar="TIME", help="images captured before that time")
+
+
+def add_gallery(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, what: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=what, description=what)
+        made.add_argument("gallery", metavar="GALLERY", help="folder that index or the main job made")
+        return made
+
+    action("info", "what it holds").add_argument("--json", action="store_true", help="print it as JSON")
+    action("check", "verify every byte; exit code 1 where something is wrong").add_argument(
+        "--repair", action="store_true", help="keep every vector that is whole, drop the images of the others"
+    )
+    export = action("export", "write vectors.npy and entries.csv for other programs")
+    export.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    export.add_argument("--parquet", action="store_true", help="one gallery.parquet instead; needs the extra [parquet]")
+    export.add_argument("--faiss", action="store_true", help="besides, an exact faiss index with the keys as ids")
+    merge = action("merge", "add the images of other galleries of the same model")
+    merge.add_argument("others", nargs="+", metavar="OTHER", help="galleries, which stay as they are")
+    action("compact", "one file of vectors, without those of removed images")
+    remove = action("remove", "remove the images that meet every condition given")
+    remove.add_argument("--key", type=int, action="append", default=[], metavar="N", help="by key; repeatable")
+    remove.add_argument("--path", action="append", default=[], metavar="FILE", help="by path; repeatable")
+    add_filter(remove)
+    forget = action("forget", "delete every trace of one person from the files, and prove it")
+    forget.add_argument("--pid", dest="person", required=True, metavar="P", help="the person")
+    expire = action("expire", "delete old images, by time of capture or where that is unknown of adding")
+    expire.add_argument("--older-than", required=True, metavar="AGE", help="12h, 30d, 8w, ...")
 
 
 def add_check_data(parser: argparse.ArgumentParser) -> None:
@@ -891,6 +901,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[
     "index": (index_command, add_index),
     "search": (search_command, add_search),
     "cluster": (cluster_command, add_cluster),
+    "gallery": (gallery_command, add_gallery),
     "check-data": (check_data_command, add_check_data),
     "pack": (pack_command, add_pack),
     "pretrain": (pretrain_command, add_pretrain),
