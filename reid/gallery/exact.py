@@ -18,7 +18,8 @@ from reid.evaluate import UNIT_TOLERANCE
 
 _GRID = np.float32(2.0**26)
 _QUERIES = 1024  # at a time
-_PRODUCT = 2**23  # float32 scores at a time: 32 MiB
+_PRODUCT = 2**24  # float32 scores at a time: 64 MiB
+_FIRST = 2048  # rows of the first block, from which on `least` leaves most of the others out
 _VALUES = 2**22  # of vectors in float64 at a time: 32 MiB
 _DENSE = 4  # where one of so many images is asked for, all are multiplied exactly
 
@@ -47,7 +48,8 @@ def _all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every chosen row's exact score, sorted."""
     places, scores = [], []
-    for start, rows, vectors in _blocks(segments, chosen, max(1, _VALUES // queries.shape[1])):
+    step = max(1, _VALUES // queries.shape[1])
+    for start, rows, vectors in _blocks(segments, chosen, step, step):
         scores.append(_exact(queries, vectors if rows is None else vectors[rows]))
         places.append(start + (np.arange(len(vectors)) if rows is None else rows))
     where, values = np.concatenate(places), np.concatenate(scores, axis=1)
@@ -63,7 +65,7 @@ def _candidates(
     best = np.full((len(queries), top_k), -np.inf, np.float32)  # the top_k scores so far, unsorted
     least = np.full(len(queries), -np.inf, np.float32)  # below it, nothing can be among them
     kept: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries]
-    for start, rows, vectors in _blocks(segments, chosen, max(4096, _PRODUCT // len(queries))):
+    for start, rows, vectors in _blocks(segments, chosen, max(_FIRST, 8 * top_k), max(4096, _PRODUCT // len(queries))):
         if rows is not None and len(rows) < len(vectors) // 2:
             vectors, places = vectors[rows], start + rows
         else:
@@ -85,9 +87,9 @@ def _candidates(
     scores = np.empty((len(queries), top_k), np.float64)
     for i, pieces in enumerate(kept):
         places, values = (np.concatenate(x) for x in zip(*pieces))
-        places = places[values >= least[i]]
+        places = places[values >= least[i]]  # ascending
         exact = _exact(queries[i : i + 1], take(segments, places))[0]
-        order = np.argsort(-exact, kind="stable")[:top_k]  # places ascend
+        order = np.argsort(-exact, kind="stable")[:top_k]
         found[i], scores[i] = places[order], exact[order]
     return found, scores
 
@@ -103,26 +105,35 @@ def take(segments: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 
 def _blocks(
-    segments: Sequence[np.ndarray], chosen: np.ndarray, step: int
+    segments: Sequence[np.ndarray], chosen: np.ndarray, first: int, step: int
 ) -> Iterator[tuple[int, np.ndarray | None, np.ndarray]]:
-    """(row of its first vector, which of its vectors are chosen or None for all, vectors) of blocks with any chosen."""
-    offset = 0
+    """(row of its first vector, which of its vectors are chosen or None for all, vectors) of blocks with any chosen.
+
+    The first has `first` vectors at most, the others `step`.
+    """
+    offset, size = 0, min(first, step)
     for vectors in segments:
-        for start in range(0, len(vectors), step):
-            block = np.asarray(vectors[start : start + step])
+        start = 0
+        while start < len(vectors):
+            block = np.asarray(vectors[start : start + size])
             mask = chosen[offset + start : offset + start + len(block)]
-            if mask.all():
-                yield offset + start, None, block
-            elif mask.any():
-                yield offset + start, np.flatnonzero(mask), block
+            rows = None if mask.all() else np.flatnonzero(mask)
+            if rows is None or len(rows):
+                yield offset + start, rows, block
+                size = step
+            start += len(block)
         offset += len(vectors)
 
 
 def _exact(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """(Q, n) float64 scores, the same in whatever order they are summed: see `reid.evaluate`."""
-    ours, theirs = (np.rint(x * _GRID).astype(np.float64) for x in (queries, vectors))
-    product: np.ndarray = ours @ theirs.T
+    product: np.ndarray = _on_grid(queries) @ _on_grid(vectors).T
     return product / float(_GRID) ** 2
+
+
+def _on_grid(vectors: np.ndarray) -> np.ndarray:
+    """Multiples of 2^-26, counted: whole numbers in float64."""
+    return np.rint(vectors * _GRID).astype(np.float64)
 
 
 def _error(dimension: int) -> float:
