@@ -20,6 +20,7 @@ from PIL import Image
 
 import datasets
 import run_reid
+from benchmarks import gallery as bench_gallery
 from benchmarks import recipes as bench_recipes
 from benchmarks import torchreid_train as peer
 from benchmarks import train as bench
@@ -301,3 +302,16 @@ def test_runs_are_made_once_and_kept_without_the_folders_name(
 def test_a_run_that_there_is_not_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_recipes.main(["--data-root", "data", "--only", name]) == 2
     assert f"there is no '{name}'; choose of" in capsys.readouterr().err
+
+
+# ---- gallery.py
+
+
+def test_the_gallery_benchmark_measures_every_contender(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_gallery.main(["--images", "300", "--dimension", "16", "--queries", "5", "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "300 images, 16 dimensions, batch of 5, top 10"
+    assert [line[:28].strip() for line in lines[2:]] == [
+        "open", "memory pass", "product of one", "search of one", "search of one, filtered", "product", "search",
+        "search, a camera left out", "faiss.knn",
+    ]  # fmt: skip

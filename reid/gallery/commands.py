@@ -20,8 +20,9 @@ import numpy as np
 from reid.files import write_text
 from reid.gallery.export import export
 from reid.gallery.health import check, repair
-from reid.gallery.select import Field, Filter, parse_age, parse_pid, parse_time, show_time
-from reid.gallery.store import Entry, Gallery, Pid, fuse, hash_file
+from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
+from reid.gallery.store import Entry, Gallery, fuse, hash_file
+from reid.gallery.values import Field, Pid
 from reid.types import ReidError
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from reid.files import atomic_folder
-from reid.gallery.select import show_time, stored
+from reid.gallery.select import show_time
 from reid.gallery.store import Entry, Gallery
+from reid.gallery.values import stored
 from reid.types import ReidError
 
 _STEP = 1024  # vectors at a time

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from reid.gallery import segments
+from reid.gallery.manifest import DATABASE, told
 from reid.gallery.segments import Damage
-from reid.gallery.store import _COLUMNS, _DATABASE, Entry, Gallery, _entry, _told
+from reid.gallery.store import _COLUMNS, Entry, Gallery, _entry
 from reid.types import ReidError
 
 
@@ -29,15 +30,15 @@ class _Part(NamedTuple):
 def check(path: str | os.PathLike[str]) -> list[str]:
     """Reads every byte of a gallery: what is wrong, a line each. Raises ReidError where there is none to read."""
     gallery = Gallery(Path(path))
-    with _told(gallery.path), closing(gallery._connect()) as db:
+    with told(gallery.path), closing(gallery._connect()) as db:
         db.execute("BEGIN")
-        troubles = [f"{_DATABASE}: {line}" for line in _sound(db)]
+        troubles = [f"{DATABASE}: {line}" for line in _sound(db)]
         if not troubles:
             parts = _parts(gallery, db)
             troubles += [part.trouble for part in parts if part.trouble]
             lost, _ = _strays(db, np.concatenate([np.empty(0, np.int64), *(part.keys for part in parts)]))
             if lost:
-                troubles.append(f"{_DATABASE}: {len(lost)} images have no vector in any file")
+                troubles.append(f"{DATABASE}: {len(lost)} images have no vector in any file")
     return troubles + [trouble for trouble in [gallery._model_trouble()] if trouble]
 
 
@@ -49,11 +50,11 @@ def repair(path: str | os.PathLike[str]) -> tuple[list[Entry], list[str]]:
     """
     gallery = Gallery(Path(path))
     with gallery._locked():
-        with _told(gallery.path), closing(gallery._connect()) as db:
+        with told(gallery.path), closing(gallery._connect()) as db:
             damage = _sound(db)
         if damage:
             raise ReidError(
-                f"gallery {path}: {_DATABASE} is damaged ({damage[0]}) and cannot be repaired: take it from a copy, or "
+                f"gallery {path}: {DATABASE} is damaged ({damage[0]}) and cannot be repaired: take it from a copy, or "
                 "index the images again"
             )
         with gallery._writing(locked=True) as db:

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from reid.gallery.values import Field, stored
 from reid.types import ReidError
-
-Field = str | int | float
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,6 @@ class Filter:
             marks = "".join(" OR path = ?" for _ in strange)
             add(f"(path IN {one_of}{marks})", json.dumps([t for t in texts if isinstance(t, str)]), *strange)
         return " AND ".join(parts), tuple(values)
-
-
-def stored(path: str | os.PathLike[str]) -> str | bytes:
-    """A path as SQLite holds it: text, or its bytes where they are not UTF-8."""
-    name = os.fspath(path)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(name)
-    return name
 
 
 def parse_time(text: str) -> float:

@@ -6,8 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import math
-import operator
 import os
 import shutil
 import sqlite3
@@ -16,20 +14,30 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from reid.evaluate import UNIT_TOLERANCE, is_unit, row_norms
 from reid.files import atomic_file, atomic_folder, write_json
 from reid.gallery import exact, segments
+from reid.gallery.manifest import (
+    DATABASE,
+    FORMAT_VERSION,
+    MANIFEST,
+    METRIC,
+    MODEL,
+    Manifest,
+    damaged,
+    read_manifest,
+    told,
+)
 from reid.gallery.segments import Damage, Segment
-from reid.gallery.select import Field, Filter, stored
+from reid.gallery.select import Filter
+from reid.gallery.values import Field, Pid, as_digest, as_integer, as_json, as_pid, as_seconds, stored
 from reid.types import Ranking, ReidError
 
-FORMAT_VERSION = 2
-METRIC = "cosine"
-_MANIFEST, _DATABASE, _MODEL, _LOCK = "manifest.json", "gallery.sqlite", "model.safetensors", "lock"
+_LOCK = "lock"
 _PAGE = 10_000  # entries read at a time
 _MASKS = 32  # filters remembered of one state
 _COLUMNS = "key, path, pid, camid, time, added, hash, fields"
@@ -45,8 +53,6 @@ CREATE INDEX images_pid ON images (pid);
 CREATE TABLE segments (number INTEGER PRIMARY KEY, keys BLOB NOT NULL, checksums BLOB NOT NULL);
 CREATE TABLE removed (key INTEGER PRIMARY KEY);
 """  # removed: keys that a segment holds still, and images no more
-
-Pid = int | str
 
 
 class Entry(NamedTuple):
@@ -89,16 +95,6 @@ class Forgotten(NamedTuple):
     bytes: int  # likewise
 
 
-@dataclass(frozen=True)
-class _Manifest:
-    format_version: int
-    fingerprint: str
-    input_size: tuple[int, int]
-    dimension: int
-    metric: str
-    model: str | None  # SHA-256 of the model's copy
-
-
 @dataclass(frozen=True, eq=False)
 class _View:
     """One state of the gallery."""
@@ -124,7 +120,7 @@ class Gallery:
     def __init__(self, path: Path, *, wait: float = 10.0) -> None:
         """Use `create` or `open`."""
         self.path, self.wait = path, wait
-        self._manifest = _read_manifest(path)
+        self._manifest = read_manifest(path)
         self._view: _View | None = None
         self._local = threading.local()
 
@@ -154,15 +150,15 @@ class Gallery:
         if model is not None and not Path(model).is_file():
             raise ReidError(f"gallery {path}: there is no model file {model}")
         height, width = map(int, input_size)
-        with _told(path, writing=True), atomic_folder(path) as folder:
+        with told(path, writing=True), atomic_folder(path) as folder:
             if model is not None:
-                with atomic_file(folder / _MODEL) as temporary:
+                with atomic_file(folder / MODEL) as temporary:
                     shutil.copyfile(model, temporary)
-            digest = hash_file(folder / _MODEL) if model is not None else None
-            manifest = _Manifest(FORMAT_VERSION, fingerprint, (height, width), int(dimension), METRIC, digest)
-            with atomic_file(folder / _DATABASE) as temporary, contextlib.closing(sqlite3.connect(temporary)) as db:
+            digest = hash_file(folder / MODEL) if model is not None else None
+            manifest = Manifest(FORMAT_VERSION, fingerprint, (height, width), int(dimension), METRIC, digest)
+            with atomic_file(folder / DATABASE) as temporary, contextlib.closing(sqlite3.connect(temporary)) as db:
                 db.executescript(_SCHEMA)
-            write_json(folder / _MANIFEST, asdict(manifest))
+            write_json(folder / MANIFEST, asdict(manifest))
         return cls.open(path, wait=wait)
 
     @classmethod
@@ -255,7 +251,7 @@ class Gallery:
                 None if early is None else (early, late),
                 len(view.segments),
                 int(np.count_nonzero(~view.live)),
-                sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
+                _size(self.path),
             )
 
     @property
@@ -277,8 +273,8 @@ class Gallery:
         if self._manifest.model is None:
             return None
         if trouble := self._model_trouble():
-            raise _damaged(self.path, trouble)
-        return self.path / _MODEL
+            raise damaged(self.path, trouble)
+        return self.path / MODEL
 
     def check_model(self, fingerprint: str) -> None:
         """Raises ReidError unless the gallery's vectors were made by the model of that fingerprint."""
@@ -313,9 +309,9 @@ class Gallery:
         if top_k < 1:
             raise ReidError(f"gallery {self.path}: top_k is a number of images, at least 1: got {top_k}")
         if exclude_camids is None or isinstance(exclude_camids, (int, np.integer)):
-            cameras = [_integer(exclude_camids)] * len(vectors)
+            cameras = [as_integer(exclude_camids)] * len(vectors)
         else:
-            cameras = [_integer(camid) for camid in exclude_camids]
+            cameras = [as_integer(camid) for camid in exclude_camids]
         if len(cameras) != len(vectors):
             raise ReidError(
                 f"gallery {self.path}: exclude_camids should be one camera or one a query, "
@@ -395,7 +391,7 @@ class Gallery:
         vectors = self._checked(vectors, "vectors to add")
         columns: list[list[Any]] = [[stored(path) for path in paths]]
         kinds: list[tuple[Any, Callable[[Any], Any]]] = [
-            (pids, _pid), (camids, _integer), (times, _seconds), (hashes, _digest), (fields, _as_json)
+            (pids, as_pid), (camids, as_integer), (times, as_seconds), (hashes, as_digest), (fields, as_json)
         ]  # fmt: skip
         for given, convert in kinds:
             columns.append([convert(x) for x in ([None] * len(columns[0]) if given is None else given)])
@@ -427,7 +423,7 @@ class Gallery:
         time (seconds since 1970), from the files themselves; returns how many."""
         with self._writing(vacuum=True) as db:
             old = "SELECT key FROM images WHERE COALESCE(time, added) < ? ORDER BY key"
-            return self._remove(db, [key for (key,) in db.execute(old, [_seconds(before)])], purge=True)
+            return self._remove(db, [key for (key,) in db.execute(old, [as_seconds(before)])], purge=True)
 
     def forget(self, pid: Pid) -> Forgotten:
         """Deletes every trace of one person from the gallery's files, and proves it.
@@ -439,7 +435,7 @@ class Gallery:
         repeated, and goes on where it was killed. Readers that have the old files open keep them until they read
         again; copies and exports made elsewhere are theirs who made them.
         """
-        person = _pid(pid)
+        person = as_pid(pid)
         if person is None:
             raise ReidError(f"gallery {self.path}: forgetting takes a person's pid")
         with self._locked():
@@ -479,7 +475,7 @@ class Gallery:
             chosen[np.flatnonzero(view.live)[np.array(new, np.int64)]] = True
             pieces = other._pieces(view.segments, sums, chosen)
             rows = [
-                (stored(e.path), e.pid, e.camid, e.time, e.hash, _as_json(e.fields)) for e in (theirs[i] for i in new)
+                (stored(e.path), e.pid, e.camid, e.time, e.hash, as_json(e.fields)) for e in (theirs[i] for i in new)
             ]
             self._append(db, pieces, rows, [theirs[i].added for i in new])
         return len(new), len(theirs) - len(new)
@@ -503,8 +499,8 @@ class Gallery:
         if held is not None:
             yield held
             return
-        with _told(self.path, sqlite3.Error), contextlib.closing(self._connect()) as db:
-            with _told(self.path, OSError):
+        with told(self.path, sqlite3.Error), contextlib.closing(self._connect()) as db:
+            with told(self.path, OSError):
                 db.execute("BEGIN")
                 generation = db.execute("SELECT generation FROM state").fetchone()[0]
                 if self._view is None or self._view.generation != generation:
@@ -521,12 +517,12 @@ class Gallery:
         return self._view
 
     def _connect(self) -> sqlite3.Connection:
-        file = self.path / _DATABASE
+        file = self.path / DATABASE
         if not file.is_file():
-            raise _damaged(self.path, f"{_DATABASE} is missing")
+            raise damaged(self.path, f"{DATABASE} is missing")
         mode = "rw" if os.access(file, os.W_OK) and os.access(self.path, os.W_OK) else "ro"
         db = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=self.wait,
-                             isolation_level=None, check_same_thread=False)  # fmt: skip
+                             isolation_level=None)  # fmt: skip
         for setting in ("synchronous = EXTRA", "secure_delete = ON", "cache_spill = OFF", "temp_store = MEMORY",
                         "trusted_schema = OFF"):  # fmt: skip
             db.execute(f"PRAGMA {setting}")
@@ -538,7 +534,7 @@ class Gallery:
         live = np.concatenate([np.empty(0, bool), *(segment.live for segment in parts)])
         (images,) = db.execute("SELECT COUNT(*) FROM images").fetchone()
         if images != np.count_nonzero(live):
-            raise _damaged(self.path, f"{images} images, {np.count_nonzero(live)} vectors of them")
+            raise damaged(self.path, f"{images} images, {np.count_nonzero(live)} vectors of them")
         return _View(generation, parts, keys, live)
 
     def _segments(self, db: sqlite3.Connection) -> list[Segment]:
@@ -553,7 +549,7 @@ class Gallery:
                 if vectors is None:
                     vectors = segments.load(self.path, number, len(keys), self.dimension)
             except Damage as damage:
-                raise _damaged(self.path, str(damage)) from damage.__cause__
+                raise damaged(self.path, str(damage)) from damage.__cause__
             live = np.ones(len(keys), bool)
             among = removed[np.searchsorted(removed, keys[0]) : np.searchsorted(removed, keys[-1], "right")]
             live[np.searchsorted(keys, among)] = False
@@ -563,7 +559,7 @@ class Gallery:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Alone among writers."""
-        with _told(self.path, writing=True), open(self.path / _LOCK, "w") as file:
+        with told(self.path, writing=True), open(self.path / _LOCK, "w") as file:
             end = time.monotonic() + self.wait
             while True:
                 try:
@@ -585,7 +581,7 @@ class Gallery:
         vacuum: the database is packed afterwards. locked: the lock is held already.
         """
         with contextlib.nullcontext() if locked else self._locked(), contextlib.closing(self._connect()) as db:
-            with _told(self.path, writing=True):
+            with told(self.path, writing=True):
                 self._sweep(db)
                 db.execute("BEGIN IMMEDIATE")
                 try:
@@ -714,7 +710,7 @@ class Gallery:
             try:
                 yield from segment.pieces(sums[segment.number])
             except Damage as damage:
-                raise _damaged(self.path, str(damage)) from None
+                raise damaged(self.path, str(damage)) from None
 
     def _checked(self, vectors: np.ndarray, what: str) -> np.ndarray:
         """The same as contiguous float32."""
@@ -769,10 +765,10 @@ class Gallery:
     def _model_trouble(self) -> str | None:
         if self._manifest.model is None:
             return None
-        file = self.path / _MODEL
+        file = self.path / MODEL
         if not file.is_file():
-            return f"{_MODEL} is missing"
-        return None if hash_file(file) == self._manifest.model else f"{_MODEL} is not what was written"
+            return f"{MODEL} is missing"
+        return None if hash_file(file) == self._manifest.model else f"{MODEL} is not what was written"
 
 
 def fuse(vectors: np.ndarray) -> np.ndarray:
@@ -820,107 +816,15 @@ def _rows_in(wanted: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return maybe
 
 
+def _size(folder: Path) -> int:
+    """Bytes of the files in it; one that is swept away meanwhile counts nothing."""
+    size = 0
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            size += file.stat().st_size
+    return size
+
+
 def _entry(row: tuple[Any, ...]) -> Entry:
     key, path, pid, camid, at, added, digest, fields = row
     return Entry(key, os.fsdecode(path), pid, camid, at, added, digest, json.loads(fields))
-
-
-def _read_manifest(folder: Path) -> _Manifest:
-    file = folder / _MANIFEST
-    try:
-        values: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ReidError(f"gallery {folder}: there is none (no {_MANIFEST}); index a folder of images first") from None
-    except OSError as error:
-        raise ReidError(f"gallery {folder}: cannot be read, {error.strerror}") from None
-    except ValueError:
-        raise _damaged(folder, f"{_MANIFEST} is not JSON") from None
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if isinstance(version, int) and version != FORMAT_VERSION:
-        older = f"this program reads {FORMAT_VERSION}: index the images again, into another folder"
-        newer = f"this program reads up to {FORMAT_VERSION}; use a newer version of the program"
-        raise ReidError(
-            f"gallery {folder}: has format version {version}, {newer if version > FORMAT_VERSION else older}"
-        )
-    try:
-        manifest = _Manifest(**{**values, "input_size": tuple(values["input_size"])})
-        numbers = (manifest.dimension, *manifest.input_size)
-        sound = (
-            version == FORMAT_VERSION
-            and all(isinstance(number, int) and number >= 1 for number in numbers)
-            and len(manifest.input_size) == 2
-            and isinstance(manifest.fingerprint, str)
-            and isinstance(manifest.model, str | None)
-        )
-    except (KeyError, TypeError, AttributeError, ValueError):
-        sound = False
-    if not sound:
-        raise _damaged(folder, f"{_MANIFEST} lacks values or holds wrong ones")
-    if manifest.metric != METRIC:
-        raise ReidError(f"gallery {folder}: has the metric {manifest.metric!r}, this program knows {METRIC!r} only")
-    return manifest
-
-
-def _damaged(folder: Path, what: str) -> ReidError:
-    return ReidError(f"gallery {folder}: is damaged, {what}; see gallery check --repair, or index the images again")
-
-
-def _integer(value: SupportsIndex | None) -> int | None:
-    return None if value is None else _in_range(operator.index(value))
-
-
-def _in_range(value: int) -> int:
-    if not -(2**63) <= value < 2**63:
-        raise ReidError(f"a gallery's numbers have 64 bits, got {value}")
-    return value
-
-
-def _pid(value: SupportsIndex | str | None) -> Pid | None:
-    if isinstance(value, str):
-        if not value or isinstance(stored(value), bytes):
-            raise ReidError(f"a pid is a number or a name, got {value!r}; None is for an unknown person")
-        return str(value)
-    return _integer(value)
-
-
-def _seconds(value: float | None) -> float | None:
-    if value is None:
-        return None
-    if not math.isfinite(value):
-        raise ReidError(f"a time is a finite number of seconds since 1970, got {value}; None is for an unknown one")
-    return float(value)
-
-
-def _digest(value: str | None) -> str | None:
-    if value is not None and (len(value) != 64 or set(value) - set("0123456789abcdef")):
-        raise ReidError(f"a hash is a SHA-256 of 64 hexadecimal digits, got {value!r}; see hash_file")
-    return value
-
-
-def _as_json(fields: Mapping[str, Field] | None) -> str:
-    wrong = [f"{k!r}: {v!r}" for k, v in (fields or {}).items() if not isinstance(k, str) or not _is_field(v)]
-    if wrong:
-        raise ReidError(f"free fields are text and finite numbers under names, got {', '.join(wrong)}")
-    return json.dumps(dict(fields or {}))
-
-
-def _is_field(value: object) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
-
-
-@contextlib.contextmanager
-def _told(path: Path, *kinds: type[Exception], writing: bool = False) -> Iterator[None]:
-    """Makes a full disk, a read-only folder, a damaged database and their like one line."""
-    expected = kinds or (OSError, sqlite3.Error)
-    failed = "written, nothing was changed" if writing else "read"
-    try:
-        yield
-    except expected as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        if "locked" in reason:
-            reason += ": another process is reading or writing it for long, try again later"
-        elif isinstance(error, sqlite3.Error) and (type(error) is not sqlite3.OperationalError or "no such" in reason):
-            raise _damaged(path, f"{_DATABASE} is not what was written: {reason}") from error
-        raise ReidError(f"gallery {path}: cannot be {failed} ({reason})") from error
