@@ -30,6 +30,7 @@ from reid.gallery import (
     parse_age,
     parse_time,
     repair,
+    to_faiss,
 )
 from reid.types import JUNK, ReidError
 from tests.forks import Child, Forks
@@ -455,11 +456,11 @@ def test_exports(tmp_path: Path) -> None:
     assert lines[-1].startswith('20,"bad-\udcff,.jpg",,,,')
     import faiss
 
-    index = faiss.read_index(str(tmp_path / "out" / "gallery.faiss"))
-    scores, found = index.search(random_unit(3, seed=4), 5)
     expected = gallery.search(random_unit(3, seed=4), 5)
-    assert np.array_equal(found, expected.keys)
-    assert np.allclose(scores, expected.scores, atol=1e-6)
+    for index in (faiss.read_index(str(tmp_path / "out" / "gallery.faiss")), to_faiss(gallery)):
+        scores, found = index.search(random_unit(3, seed=4), 5)
+        assert np.array_equal(found, expected.keys)
+        assert np.allclose(scores, expected.scores, atol=1e-6)
     with pytest.raises(ReidError, match="not empty"):
         export(gallery, tmp_path / "out")
 

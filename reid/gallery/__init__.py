@@ -17,7 +17,7 @@ be written. A file that is replaced lives on for those who have it open.
 >>> ranking = Gallery.open("people").search(query_features, top_k=10, filter=Filter(camids=[3]))  # doctest: +SKIP
 """
 
-from reid.gallery.export import export
+from reid.gallery.export import export, to_faiss
 from reid.gallery.health import check, repair
 from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
 from reid.gallery.store import Entry, Forgotten, Gallery, Info, fuse, hash_file
@@ -37,4 +37,5 @@ __all__ = [
     "parse_time",
     "repair",
     "show_time",
+    "to_faiss",
 ]

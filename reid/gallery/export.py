@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from reid.files import atomic_folder
+from reid.gallery.exact import take
 from reid.gallery.select import show_time
 from reid.gallery.store import Entry, Gallery
 from reid.gallery.values import stored
@@ -38,8 +39,6 @@ def export(
         entries = list(gallery.entries())
         view = gallery._seen()  # its files stay readable when the block ends
     rows = np.flatnonzero(view.live)
-    from reid.gallery.exact import take
-
     blocks = [rows[start : start + _STEP] for start in range(0, len(rows), _STEP)]
     with atomic_folder(folder) as temporary:
         if parquet:
@@ -59,12 +58,31 @@ def export(
         if faiss:
             import faiss as library
 
-            index = library.IndexIDMap2(library.IndexFlatIP(gallery.dimension))
-            for block in blocks:
-                index.add_with_ids(take(view.vectors, block), view.keys[block])
             with (temporary / "gallery.faiss").open("wb") as stream:  # by a name, faiss misses it where a disk is full
-                library.write_index(index, library.PyCallbackIOWriter(stream.write))  # type: ignore
+                writer = library.PyCallbackIOWriter(stream.write)  # type: ignore
+                library.write_index(_flat_index(view.vectors, view.keys, blocks, gallery.dimension), writer)
     return sorted(file.name for file in folder.iterdir())
+
+
+def to_faiss(gallery: Gallery) -> Any:
+    """A faiss.IndexIDMap2 of all images in memory: exact, inner product, the keys as ids. For programs that hold one.
+
+    `Gallery.search` is exact without it, and faster: see `reid.gallery.exact`.
+    """
+    with gallery.reading():
+        view = gallery._seen()
+    rows = np.flatnonzero(view.live)
+    return _flat_index(view.vectors, view.keys, [rows[start : start + _STEP] for start in range(0, len(rows), _STEP)],
+                       gallery.dimension)  # fmt: skip
+
+
+def _flat_index(segments: list[np.ndarray], keys: np.ndarray, blocks: list[np.ndarray], dimension: int) -> Any:
+    import faiss
+
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
+    for block in blocks:
+        index.add_with_ids(take(segments, block), keys[block])
+    return index
 
 
 def _write_parquet(
@@ -72,8 +90,6 @@ def _write_parquet(
 ) -> None:
     import pyarrow
     from pyarrow import parquet
-
-    from reid.gallery.exact import take
 
     kinds = {"key": pyarrow.int64(), "path": pyarrow.string(), "pid": pyarrow.string(), "camid": pyarrow.int64(),
              "time": pyarrow.timestamp("us", "UTC"), "added": pyarrow.timestamp("us", "UTC"),
