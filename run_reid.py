@@ -3,8 +3,8 @@
 
     python run_reid.py                                    the main job on people that the program draws itself
     python run_reid.py --dataset market1501 --data-root DIR
-    python run_reid.py COMMAND --help                     train, evaluate, compare, calibrate, index, search, cluster,
-                                                          check-data, pack, pretrain
+    python run_reid.py COMMAND --help                     train, evaluate, compare, calibrate, index, search, gallery,
+                                                          cluster, check-data, pack, pretrain
 
 The main job reads and checks a data set, trains by its recipe (configs/), embeds query and gallery, evaluates, builds
 a searchable gallery and writes a report. Interrupted, the same command goes on where it was.

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from reid.expansion import expand_gallery, expand_queries
-from reid.rerank import rerank
 
 import datasets
 import run_reid
 from datasets import synthetic
 from reid.calibration import Calibration
 from reid.evaluate import evaluate
+from reid.expansion import expand_gallery, expand_queries
 from reid.extract import Embedder
 from reid.gallery import Gallery
 from reid.model import load_model
 from reid.protocol import pool_queries
+from reid.rerank import rerank
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 FAST = ["--set", "backbone=scgnet_s", "height=64", "width=32", "pad=4", "p=6", "k=2", "epochs=2", "warmup_epochs=1",
