@@ -103,7 +103,7 @@ def main() -> int:
             rows = sorted(grid.items(), key=lambda row: -row[1][0])[:5]
             for name, half in (("", first), ("the others ", second)):
                 rows += [(f"{name}without", half.expanded(0, 0, False)),
-                         (f"{name}with k 5, alpha {COSINE.alpha:g}, gallery too", half.expanded(*EXPANSION))]  # fmt: skip
+                         (f"{name}with the defaults, gallery too", half.expanded(*EXPANSION))]  # fmt: skip
             print(f"\n{table(columns, rows)}")
     except ReidError as error:
         print(f"error: {error}", file=sys.stderr)
