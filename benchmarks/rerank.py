@@ -5,7 +5,7 @@
 
 The features are those of benchmarks/evaluate.py, without junk, and with --noise: the length of what is added in all
 dimensions alike, for directions that most of the energy lies in help the search for neighbours. At the default, an
-eighth of the dimensions leaves out as much of it as of a trained MGN on SCGNet-S, 3 %.
+eighth of the dimensions leaves out about as much of it as of weights/scgnet_s on CUHK03-NP, 3 %.
 
 torchreid's port takes distances: their products and roots are part of its time and memory. Each runs in turn for
 --rounds rounds; a figure is the median, a ratio that of two medians. Memory is the peak beside the features, of a run
