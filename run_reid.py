@@ -328,7 +328,7 @@ def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]
     writer = csv.writer(held, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_text(file, held.getvalue())
+    write_text(file, held.getvalue().encode("utf-8", "backslashreplace").decode())  # paths may hold any bytes
 
 
 def first_process() -> bool:
@@ -486,7 +486,8 @@ def score(
         from reid.protocol import pool_queries
 
         samples = datasets.multi_query(splits)
-        bad = find_bad(s.path for s in samples)
+        checked = {s.path for s in [*splits.query, *splits.gallery]}
+        bad = find_bad(s.path for s in samples if s.path not in checked)
         if bad:
             refuse_or_tell(bad, skip_bad)
             samples = [s for s in samples if s.path not in bad]
@@ -861,7 +862,7 @@ def add_gallery(parser: argparse.ArgumentParser) -> None:
     )
     export = action("export", "write vectors.npy and entries.csv for other programs")
     export.add_argument("--output", required=True, metavar="DIR", help="a new folder")
-    export.add_argument("--parquet", action="store_true", help="one gallery.parquet instead; needs the extra [parquet]")
+    export.add_argument("--parquet", action="store_true", help="one gallery.parquet instead; needs pyarrow")
     export.add_argument("--faiss", action="store_true", help="besides, an exact faiss index with the keys as ids")
     merge = action("merge", "add the images of other galleries of the same model")
     merge.add_argument("others", nargs="+", metavar="OTHER", help="galleries, which stay as they are")

@@ -88,11 +88,7 @@ def evaluate(
     Raises ReidError on shapes that do not fit, NaN, infinite or all-zero rows, and where no query has a match.
     """
     query_norms, gallery_norms = row_norms(query, "query"), row_norms(gallery, "gallery")
-    if query.shape[1] != gallery.shape[1]:
-        raise ReidError(
-            f"query and gallery features differ in dimension, {query.shape[1]} and {gallery.shape[1]}: "
-            "embed both with the same model"
-        )
+    check_dimensions(query, gallery)
     num_query, num_gallery = len(query), len(gallery)
     if not num_query or not num_gallery:
         raise ReidError(f"nothing to evaluate: {num_query} query and {num_gallery} gallery features")
@@ -155,6 +151,15 @@ def evaluate(
         first_rank=first_rank,
         valid=valid,
     )
+
+
+def check_dimensions(query: np.ndarray, gallery: np.ndarray) -> None:
+    """Raises ReidError unless query (Q, D) and gallery (G, D) are of one dimension."""
+    if query.shape[1] != gallery.shape[1]:
+        raise ReidError(
+            f"query and gallery features differ in dimension, {query.shape[1]} and {gallery.shape[1]}: "
+            "embed both with the same model"
+        )
 
 
 def row_norms(features: np.ndarray, what: str) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from reid.evaluate import check_dimensions
 from reid.types import ReidError
 from reid.verification import check_rows
 
@@ -80,11 +81,7 @@ def check_pair(query: np.ndarray, gallery: np.ndarray) -> None:
     """Raises ReidError unless query (Q, D) and gallery (G, D) hold finite rows of unit length, at least one each."""
     check_set(query, "query")
     check_set(gallery, "gallery")
-    if query.shape[1] != gallery.shape[1]:
-        raise ReidError(
-            f"query and gallery features differ in dimension, {query.shape[1]} and {gallery.shape[1]}: "
-            "embed both with the same model"
-        )
+    check_dimensions(query, gallery)
 
 
 def check_set(features: np.ndarray, what: str) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reid.evaluate import is_unit, row_norms
+from reid.evaluate import check_dimensions, is_unit, row_norms
 from reid.types import JUNK, ReidError
 
 FPIR = (0.01, 0.1)
@@ -290,8 +290,4 @@ def _check(
 ) -> None:
     check_rows(query, "query", query_pids=query_pids, query_camids=query_camids)
     check_rows(gallery, "gallery", gallery_pids=gallery_pids, gallery_camids=gallery_camids)
-    if query.shape[1] != gallery.shape[1]:
-        raise ReidError(
-            f"query and gallery features differ in dimension, {query.shape[1]} and {gallery.shape[1]}: "
-            "embed both with the same model"
-        )
+    check_dimensions(query, gallery)

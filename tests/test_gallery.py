@@ -466,7 +466,8 @@ def test_exports(tmp_path: Path) -> None:
 
 
 def test_export_to_parquet(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import parquet
+
     gallery = filled(tmp_path / "g")
     gallery.add(random_unit(1, seed=3), ["z"], ["anna"])
     export(gallery, tmp_path / "out", parquet=True)
@@ -478,7 +479,7 @@ def test_export_to_parquet(tmp_path: Path) -> None:
 
 def test_parquet_names_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(ReidError, match=r"pip install 'reid-scgnet\[parquet\]'"):
+    with pytest.raises(ReidError, match="pip install 'pyarrow>=18'"):
         export(filled(tmp_path / "g"), tmp_path / "out", parquet=True)
     assert not (tmp_path / "out").exists()
 

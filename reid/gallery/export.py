@@ -34,7 +34,7 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ReidError(f"export: {folder} exists already and is not empty: give another folder")
     if parquet and _lacks("pyarrow"):
-        raise ReidError("export: Parquet needs pyarrow: pip install 'reid-scgnet[parquet]', or leave --parquet out")
+        raise ReidError("export: Parquet needs pyarrow: pip install 'pyarrow>=18', or leave --parquet out")
     with gallery.reading():
         entries = list(gallery.entries())
         view = gallery._seen()  # its files stay readable when the block ends
