@@ -21,14 +21,16 @@ from scipy.linalg import blas
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
+from reid.threads import together
 from reid.types import JUNK, ReidError
 
 UNIT_TOLERANCE = 1e-4  # a row whose length is this near to 1 counts as unit and is taken as it is
 _MAX_RANK = 50
 _GRID = np.float32(2.0**26)
 _STEP = 4096  # rows of features at a time, and by default queries
+_PIECE = 256  # rows brought onto the grid at a time, in the processor's cache
 _TILE = 2**25  # gallery values at a time: 128 MiB
-_PRODUCT = 2**23  # scores at a time: 32 MiB
+_PRODUCT = 2**25  # scores at a time: 128 MiB
 _MATCHES = 2**22  # of a block of queries, at most
 _CHUNK = 256  # dimensions that one float32 product sums
 
@@ -81,7 +83,7 @@ def evaluate(
     counted and left out of every mean. Equal scores rank in gallery order, as in a stable descending sort.
 
     bonus: (Q, G), added to the similarities: of re-ranking, see `reid.rerank`.
-    block: queries scored at a time; by default 4,096, which takes about 0.3 GB beside features of 2,048 dimensions,
+    block: queries scored at a time; by default 4,096, which takes about 0.4 GB beside features of 2,048 dimensions,
     or fewer where a pid has thousands of images. It changes memory and time, never the result.
     progress: shows a bar on stderr.
 
@@ -304,17 +306,19 @@ class _Counter(NamedTuple):
 
         An equal score ranks above where its position is below the threshold's place (m,).
         """
-        low, high = ((thresholds + move).astype(np.float32)[:, None] for move in (-self.error, self.error))
-        perhaps, surely = self.scores > low, self.scores > high
-        count = np.array([np.count_nonzero(line) for line in surely])
-        if sum(map(np.count_nonzero, perhaps)) > count.sum():
-            columns = np.flatnonzero((perhaps ^ surely).any(axis=0))
+        low, high = ((thresholds + move).astype(np.float32) for move in (-self.error, self.error))
+        near = np.sort(self.scores[self.scores > low.min()])
+        count = len(near) - np.searchsorted(near, high, "right")  # that are above for certain
+        unsettled = np.flatnonzero(len(near) - np.searchsorted(near, low, "right") > count)
+        if len(unsettled):
+            between = (self.scores > low[unsettled, None]) & (self.scores <= high[unsettled, None])
+            columns = np.flatnonzero(between.any(axis=0))
             exact = self.tile.exact(self.query, columns)
             if self.added is not None:
                 exact += self.added[columns]
-            earlier = columns < places[:, None]
-            above = (exact > thresholds[:, None]) | ((exact == thresholds[:, None]) & earlier)
-            count += np.count_nonzero(above & ~surely[:, columns], axis=1)
+            wanted, earlier = thresholds[unsettled, None], columns < places[unsettled, None]
+            above = (exact > wanted) | ((exact == wanted) & earlier)
+            count[unsettled] += np.count_nonzero(above & between[:, columns], axis=1)
         return count
 
 
@@ -324,10 +328,15 @@ class _Tile:
     def __init__(self, gallery: _Gallery, rows: np.ndarray) -> None:
         dimension = gallery.features.shape[1]
         self.chunks = [np.empty((len(rows), len(part)), np.float32) for part in _parts(dimension)]
-        for start in range(0, len(rows), _STEP):
-            piece = gallery.on_grid(rows[start : start + _STEP])
+
+        def fill(start: int) -> None:
+            some = rows[start : start + _PIECE]
+            in_line = some[-1] - some[0] == len(some) - 1
+            features = gallery.features[slice(some[0], some[-1] + 1) if in_line else some]
             for chunk, part in zip(self.chunks, _parts(dimension)):
-                chunk[start : start + _STEP] = piece[:, part.start : part.stop]
+                _on_grid(features[:, part.start : part.stop], gallery.norms[some], chunk[start : start + _PIECE])
+
+        together(fill, range(0, len(rows), _PIECE))
 
     def product(self, query: np.ndarray) -> np.ndarray:
         """float32 scores (Q, G) of queries (Q, D): a product a chunk, added up by BLAS."""
@@ -352,15 +361,15 @@ def _parts(dimension: int) -> list[range]:
     return [range(d, min(d + _CHUNK, dimension)) for d in range(0, dimension, _CHUNK)]
 
 
-def _on_grid(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
-    """Rows (N, D) at unit length in multiples of 1 / _GRID, float32."""
+def _on_grid(rows: np.ndarray, norms: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Rows (N, D) of those lengths (of them, or of what they are a part of), at unit length in multiples of 1 / _GRID."""
     unit = is_unit(norms)
     if not unit.all():
         rows = rows / np.where(unit, 1.0, norms)[:, None]
-    rows = np.multiply(rows, _GRID, dtype=np.float32, casting="same_kind")
-    np.rint(rows, out=rows)
-    rows /= _GRID
-    return rows
+    found = np.multiply(rows, _GRID, out=out, dtype=np.float32, casting="same_kind")
+    np.rint(found, out=found)
+    found *= 1 / _GRID
+    return found
 
 
 def _ids(values: np.ndarray, name: str, count: int) -> np.ndarray:

@@ -11,16 +11,15 @@ dimension: by Cauchy-Schwarz that bounds the similarity from above, and the cand
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from reid.evaluate import check_dimensions
+from reid.threads import together
 from reid.types import ReidError
 from reid.verification import check_rows
 
@@ -103,7 +102,7 @@ def similarities(left: Stack, right: Stack, left_rows: np.ndarray, right_rows: n
                     a, b = left_part[at[some]], right_part[right_places[some]]  # noqa: B023
                     found[pairs[some]] = np.einsum("nd,nd->n", a, b)  # noqa: B023
 
-            _together(compare, range(0, len(pairs), _JOB))
+            together(compare, range(0, len(pairs), _JOB))
     return found
 
 
@@ -219,7 +218,7 @@ def _scan(products: _Products, size: int, lowest_size: int, bar: tqdm, *, itself
                 if itself:
                     jobs.append(partial(best.add, columns, scores, top, transposed=True))
                     jobs.append(partial(lowest.add, columns, lower, top, transposed=True))
-                _together(partial.__call__, jobs)
+                together(lambda job: job(), jobs)
             bar.update(scores.size)
     return best, lowest
 
@@ -362,16 +361,6 @@ def _orthonormal(basis: np.ndarray) -> np.ndarray:
 def _error(dimension: int) -> float:
     """Of a float32 sum of products, of rows of about unit length (Higham 2002, section 3.1)."""
     return 1.001 * (dimension + 4) * _ROUNDING
-
-
-def _together(run: Callable[[Any], None], jobs: Sequence[Any]) -> None:
-    """Runs the jobs in as many threads as OpenMP has; numpy lets go of the interpreter while it works."""
-    if len(jobs) == 1:
-        run(jobs[0])
-        return
-    with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)) as pool:
-        for _ in pool.map(run, jobs):
-            pass
 
 
 def _bar(total: int, progress: bool) -> tqdm:
