@@ -362,7 +362,7 @@ def _parts(dimension: int) -> list[range]:
 
 
 def _on_grid(rows: np.ndarray, norms: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Rows (N, D) of those lengths (of them, or of what they are a part of), at unit length in multiples of 1 / _GRID."""
+    """Rows (N, D), or some of their columns, at unit length in multiples of 1 / _GRID; norms (N,) are the rows'."""
     unit = is_unit(norms)
     if not unit.all():
         rows = rows / np.where(unit, 1.0, norms)[:, None]

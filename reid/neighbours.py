@@ -29,6 +29,7 @@ _JOB = 64 * _PAIRS  # of a thread
 _SPARE = 8  # candidates beyond those asked for
 _SPARE_BOUNDED = 60  # where the product is a bound
 _LOWEST = 16  # candidates for the lowest, where the product is a bound
+_FIRST = 3  # of them, which are compared first
 _REST = 0.05  # of the energy, at most, outside the directions
 _NARROW = 64  # dimensions: below, the whole product is taken
 _WIDE = 0.4  # length outside the directions, of a row that bounds settle too little of
@@ -158,49 +159,69 @@ def _whole(query: Stack, base: Stack) -> _Products:
 class _Best:
     """The `size` highest scores above a floor of each of N rows, among those added, and their columns.
 
-    Of -scores where lowest. No other score is above the floor, which rises with what is held.
+    No other score is above the floor, which rises with what is held.
     """
 
-    def __init__(self, floor: np.ndarray, size: int, *, lowest: bool = False) -> None:
-        self.floor, self.lowest = floor, lowest
+    def __init__(self, floor: np.ndarray, size: int) -> None:
+        self.floor = floor
         self.scores = np.full((len(floor), size), -np.inf, np.float32)
         self.columns = np.full((len(floor), size), -1, np.int32)
 
-    def add(self, rows: slice, scores: np.ndarray, column: int, *, transposed: bool = False) -> None:
-        """scores (n, w) of n rows and columns from `column`; (w, n) where transposed."""
-        floor = self.floor[rows] if transposed else self.floor[rows, None]
-        hit = np.flatnonzero(scores < -floor if self.lowest else scores > floor)
-        if not len(hit):
+    def add(self, rows: slice, columns: slice, scores: np.ndarray, *, transposed: bool = False) -> None:
+        """scores (n, w) of n rows and w columns; (w, n) where transposed."""
+        row, place, values = _hits(scores, self.floor[rows], transposed, np.greater)
+        self._hold(rows.start + row, columns.start + place, values)
+
+    def add_lower(
+        self, products: _Products, rows: slice, columns: slice, scores: np.ndarray, *, transposed: bool = False
+    ) -> None:
+        """The negative of products.lower(scores, rows, columns), likewise, worked out where it may be held only."""
+        floor = reach = -self.floor[rows]
+        if products.outside is not None:
+            reach = floor + 2 * products.outside[rows] * products.outside[columns].max() + np.float32(1e-6)
+        row, place, values = _hits(scores, reach, transposed, np.less)
+        if products.outside is not None:
+            values -= 2 * products.outside[rows.start + row] * products.outside[columns.start + place]
+            near = values < floor[row]
+            row, place, values = row[near], place[near], values[near]
+        self._hold(rows.start + row, columns.start + place, -values)
+
+    def _hold(self, rows: np.ndarray, columns: np.ndarray, scores: np.ndarray) -> None:
+        """Scores (m,) of rows (m,), ascending, and columns (m,)."""
+        if not len(rows):
             return
         size = self.scores.shape[1]
-        row, place = np.divmod(hit, scores.shape[1])
-        if transposed:
-            row, place = place, row
-            order = np.argsort(row.astype(np.uint16), kind="stable")
-            hit, row, place = hit[order], row[order], place[order]
-        counts = np.bincount(row)
-        touched = np.flatnonzero(counts)
-        of_row = np.cumsum(counts > 0)[row] - 1
-        position = size + np.arange(len(row)) - np.repeat((np.cumsum(counts) - counts)[touched], counts[touched])
+        touched, first, counts = np.unique(rows, return_index=True, return_counts=True)
+        position = size + np.arange(len(rows)) - np.repeat(first, counts)
+        of_row = np.repeat(np.arange(len(touched)), counts)
         more = counts.max()
         held = np.full((len(touched), size + more), -np.inf, np.float32)
-        columns = np.full((len(touched), size + more), -1, np.int32)
-        at = rows.start + touched
-        held[:, :size], columns[:, :size] = self.scores[at], self.columns[at]
-        values = scores.ravel()[hit]
-        held[of_row, position] = -values if self.lowest else values
-        columns[of_row, position] = column + place
+        places = np.full((len(touched), size + more), -1, np.int32)
+        held[:, :size], places[:, :size] = self.scores[touched], self.columns[touched]
+        held[of_row, position], places[of_row, position] = scores, columns
         kept = np.argpartition(held, more, axis=1)[:, more:]
-        self.scores[at] = np.take_along_axis(held, kept, axis=1)
-        self.columns[at] = np.take_along_axis(columns, kept, axis=1)
-        self.floor[at] = np.maximum(self.floor[at], self.scores[at].min(axis=1))
+        self.scores[touched] = np.take_along_axis(held, kept, axis=1)
+        self.columns[touched] = np.take_along_axis(places, kept, axis=1)
+        self.floor[touched] = np.maximum(self.floor[touched], self.scores[touched].min(axis=1))
+
+
+def _hits(
+    scores: np.ndarray, reach: np.ndarray, transposed: bool, beyond: np.ufunc
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row, column, score), by row, of scores (n, w), or (w, n) transposed, beyond the reach (n,) of their row."""
+    hit = np.flatnonzero(beyond(scores, reach if transposed else reach[:, None]))
+    row, place = np.divmod(hit, scores.shape[1])
+    if transposed:
+        order = np.argsort(place.astype(np.uint16), kind="stable")
+        row, place, hit = place[order], row[order], hit[order]
+    return row, place, scores.ravel()[hit]
 
 
 def _scan(products: _Products, size: int, lowest_size: int, bar: tqdm, *, itself: bool) -> tuple[_Best, _Best]:
-    """The highest products of each row of the left, and the lowest bounds from below."""
+    """The highest products of each row of the left, and the lowest bounds from below, negative."""
     query, base = products.left, products.right
     floors = _floors(products, size, lowest_size)
-    best, lowest = _Best(floors[0], size), _Best(floors[1], lowest_size, lowest=True)
+    best, lowest = _Best(floors[0], size), _Best(floors[1], lowest_size)
     for start in range(0, len(base), _BLOCK):
         right = base[start : start + _BLOCK]
         columns = slice(start, start + len(right))
@@ -208,16 +229,16 @@ def _scan(products: _Products, size: int, lowest_size: int, bar: tqdm, *, itself
             left = query[top : top + _BLOCK]
             rows = slice(top, top + len(left))
             scores = left @ right.T
-            lower = products.lower(scores, rows, columns)
             if itself and top == start:
-                lowest.add(rows, lower, start)
+                lowest.add_lower(products, rows, columns, scores)
                 np.fill_diagonal(scores, -np.inf)
-                best.add(rows, scores, start)
+                best.add(rows, columns, scores)
             else:
-                jobs = [partial(best.add, rows, scores, start), partial(lowest.add, rows, lower, start)]
+                jobs = [partial(best.add, rows, columns, scores)]
+                jobs.append(partial(lowest.add_lower, products, rows, columns, scores))
                 if itself:
-                    jobs.append(partial(best.add, columns, scores, top, transposed=True))
-                    jobs.append(partial(lowest.add, columns, lower, top, transposed=True))
+                    jobs.append(partial(best.add, columns, rows, scores, transposed=True))
+                    jobs.append(partial(lowest.add_lower, products, columns, rows, scores, transposed=True))
                 together(lambda job: job(), jobs)
             bar.update(scores.size)
     return best, lowest
@@ -230,13 +251,17 @@ def _floors(products: _Products, *sizes: int) -> tuple[np.ndarray, np.ndarray]:
     sample = _take(base, np.arange(0, len(base), step))
     ranks = [max(4, -(-2 * size // step)) for size in sizes]
     floors = np.full((2, len(query)), -np.inf, np.float32)
+
+    def guess(job: tuple[int, slice, np.ndarray]) -> None:
+        n, part, scores = job
+        values = -products.lower(scores, part, slice(None, None, step)) if n else scores
+        floors[n, part] = np.partition(values, -ranks[n], axis=1)[:, -ranks[n]]
+
     if max(ranks) < len(sample):
         for start in range(0, len(query), _BLOCK):
             part = slice(start, start + _BLOCK)
             scores = query[part] @ sample.T
-            lower = products.lower(scores, part, slice(None, None, step))
-            floors[0, part] = np.partition(scores, -ranks[0], axis=1)[:, -ranks[0]]
-            floors[1, part] = -np.partition(lower, ranks[1] - 1, axis=1)[:, ranks[1] - 1]
+            together(guess, [(0, part, scores), (1, part, scores)])
     return floors[0], floors[1]
 
 
@@ -248,14 +273,8 @@ def _settled(
     low = np.empty(len(query), np.float32)
     for start in range(0, len(query), _BLOCK):
         part = np.arange(start, min(start + _BLOCK, len(query)))
-        low[part] = -_compared(query, base, part, lowest.columns[part], -1).max(axis=1)
-        order = np.argsort(-best.scores[part], axis=1)
-        columns, bound = (np.take_along_axis(values[part], order, axis=1) for values in (best.columns, best.scores))
-        found = _compared(query, base, part, columns[:, : k + _SPARE])
-        if columns.shape[1] > found.shape[1]:
-            reached = np.partition(found, -k, axis=1)[:, -k, None]
-            more = np.where(bound >= reached - products.error, columns, -1)[:, found.shape[1] :]
-            found = np.hstack([found, _compared(query, base, part, more)])
+        low[part] = -_refined(query, base, part, lowest, _FIRST, 1, products.error, -1)[1].max(axis=1)
+        columns, found = _refined(query, base, part, best, k + _SPARE, k, products.error)
         order = np.lexsort((columns, -found))[:, :k]
         rows[part], scores[part] = (np.take_along_axis(values, order, axis=1) for values in (columns, found))
     unsettled = best.floor > -np.inf
@@ -269,6 +288,23 @@ def _settled(
             known = scores[part, -1], low[part]
             rows[part], scores[part], low[part] = _searched(query, base, these, part, k, *known, itself=itself)
     return Neighbours(rows, scores, low)
+
+
+def _refined(
+    query: Stack, base: Stack, rows: np.ndarray, best: _Best, first: int, k: int, error: float, sign: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates (n, m) of rows (n,), and their similarities times sign; -inf for those that bounds rule out.
+
+    The first ones are compared, then those whose bound reaches the k-th of these.
+    """
+    order = np.argsort(-best.scores[rows], axis=1)
+    columns, bounds = (np.take_along_axis(values[rows], order, axis=1) for values in (best.columns, best.scores))
+    found = _compared(query, base, rows, columns[:, :first], sign)
+    if columns.shape[1] > first:
+        reached = np.partition(found, -k, axis=1)[:, -k, None]
+        more = np.where(bounds >= reached - error, columns, -1)[:, first:]
+        found = np.hstack([found, _compared(query, base, rows, more, sign)])
+    return columns, found
 
 
 def _compared(query: Stack, base: Stack, rows: np.ndarray, columns: np.ndarray, sign: int = 1) -> np.ndarray:
@@ -333,7 +369,7 @@ def _bounds(features: Stack) -> _Products | None:
     """
     rng = np.random.default_rng(0)
     sample = features.take(np.sort(rng.choice(len(features), min(_SAMPLE, len(features)), replace=False)))
-    for share in (8, 4):
+    for share in (16, 8, 4):
         basis = rng.standard_normal((features.dimension, features.dimension // share), np.float32)
         for _ in range(3):
             basis = _orthonormal(sample.T @ (sample @ basis))
