@@ -198,7 +198,10 @@ def search_command(args: argparse.Namespace) -> None:
     def load(weights: str | Path | None) -> Embedder:
         return load_embedder(weights or default_weights(), args)
 
-    commands.search(Gallery.open(args.gallery), args, load, calibration_of, find_images)
+    rerank = rerank_options(args)
+    commands.search(
+        Gallery.open(args.gallery), args, load, calibration_of, find_images, rerank if args.rerank else None
+    )
 
 
 def gallery_command(args: argparse.Namespace) -> int:
@@ -374,10 +377,7 @@ def read_method(args: argparse.Namespace) -> Method:
     """How to compare, by the options of evaluate."""
     from reid.protocol import Method
 
-    given = {"k1": args.k1, "k2": args.k2, "lambda_": args.lambda_}
-    parameters = {name: value for name, value in given.items() if value is not None}
-    if parameters and not args.rerank:
-        raise ReidError("--k1, --k2 and --lambda are of re-ranking: add --rerank, or leave them out")
+    parameters = rerank_options(args)
     if (args.alpha is not None or args.expand_gallery) and not args.query_expansion:
         raise ReidError("--alpha and --expand-gallery are of the expansion: add --query-expansion K, or leave them out")
     if args.alpha is not None:
@@ -390,6 +390,15 @@ def read_method(args: argparse.Namespace) -> Method:
         rerank=args.rerank,
         **parameters,
     )
+
+
+def rerank_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Of --k1, --k2 and --lambda those that are given, which takes --rerank."""
+    given = {"k1": args.k1, "k2": args.k2, "lambda_": args.lambda_}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    if parameters and not args.rerank:
+        raise ReidError("--k1, --k2 and --lambda are of re-ranking: add --rerank, or leave them out")
+    return parameters
 
 
 def model_name(weights: str) -> str:
@@ -763,13 +772,17 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=float, metavar="A", help="of the expansion: weight each image by its "
                         "similarity to the power of A, 0 for the plain average (default: 3)")  # fmt: skip
     parser.add_argument("--expand-gallery", action="store_true", help="of the expansion: the gallery's images too")
-    parser.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours (Zhong et al. 2017)")
+    add_rerank(parser, "re-rank by k-reciprocal neighbours (Zhong et al. 2017)")
+    add_output(parser, "runs/evaluate-DATASET-WEIGHTS; of several the folder that holds theirs: runs")
+    add_common(parser)
+
+
+def add_rerank(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--rerank", action="store_true", help=what)
     parser.add_argument("--k1", type=int, metavar="K", help="of re-ranking: neighbours (default: 20)")
     parser.add_argument("--k2", type=int, metavar="K", help="of re-ranking: neighbours averaged over (default: 6)")
     parser.add_argument("--lambda", type=float, dest="lambda_", metavar="L", help="of re-ranking: weight of the "
                         "original distance, above 0 to 1 (default: 0.3)")  # fmt: skip
-    add_output(parser, "runs/evaluate-DATASET-WEIGHTS; of several the folder that holds theirs: runs")
-    add_common(parser)
 
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -810,6 +823,8 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     add_filter(parser)
     parser.add_argument("--group-by", metavar="WHAT", help="show the nearest image of each person (pid), or of each "
                         "value of a free field")  # fmt: skip
+    add_rerank(parser, "order the 500 nearest by k-reciprocal neighbours among them (Zhong et al. 2017); scores stay "
+               "cosine similarities")  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="the model (default: the gallery's own copy)")
     parser.add_argument("--root", metavar="OLD=NEW", help="where images lie now that were indexed in the folder OLD")
     parser.add_argument("--picture", metavar="FILE", help="where the ranked list is drawn (default: search-QUERY.png)")

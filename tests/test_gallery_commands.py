@@ -16,6 +16,7 @@ import run_reid
 from reid.extract import Embedder
 from reid.gallery import Entry, Filter, Gallery, fuse, hash_file, parse_time
 from reid.model import ReidModel, load_model, save_model
+from reid.rerank import rerank
 from tests.test_cli import refused
 
 
@@ -162,6 +163,29 @@ def test_one_answer_a_person(gallery: Gallery, crops: Path, tmp_path: Path, caps
     for answer in ask(capsys, *search):
         best.setdefault(answer["pid"], answer)
     assert ask(capsys, *search, "--group-by", "pid") == list(best.values())
+
+
+def test_reranked_search_orders_as_reranking_does(
+    gallery: Gallery, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = [gallery.path, people_image(crops, 22), "--picture", tmp_path / "p.png", "--top-k", 20]
+    cosine = {answer["key"]: answer["score"] for answer in ask(capsys, *search)}
+    found = ask(capsys, *search, "--rerank", "--k1", 6, "--k2", 1, "--lambda", 0.001)
+    assert gallery.model_path is not None
+    query = Embedder(load_model(gallery.model_path)).embed([str(people_image(crops, 22))])
+    keys = [entry.key for entry in gallery.entries()]
+    bonus = rerank(query, gallery.vectors(keys), k1=6, k2=1, lambda_=0.001).toarray()[0]
+    moved = sorted(keys, key=lambda key: -(cosine[key] + bonus[keys.index(key)]))
+    assert [answer["key"] for answer in found] == moved != list(cosine)
+    assert {answer["key"]: answer["score"] for answer in found} == cosine
+
+    best: dict[object, dict[str, object]] = {}
+    for answer in found:
+        best.setdefault(answer["pid"], answer)
+    words = [*search, "--rerank", "--k1", 6, "--k2", 1, "--lambda", 0.001, "--group-by"]
+    assert ask(capsys, *words, "pid") == list(best.values())
+    assert "none of the 20 nearest images has the field 'lane'" in refused(capsys, "search", *words, "lane")
+    assert "add --rerank" in refused(capsys, "search", *search, "--k1", 4)
 
 
 def test_a_folder_of_queries_becomes_a_table(

@@ -19,6 +19,7 @@ be written. A file that is replaced lives on for those who have it open.
 
 from reid.gallery.export import export, to_faiss
 from reid.gallery.health import check, repair
+from reid.gallery.reranked import search_reranked
 from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
 from reid.gallery.store import Entry, Forgotten, Gallery, Info, fuse, hash_file
 
@@ -36,6 +37,7 @@ __all__ = [
     "parse_pid",
     "parse_time",
     "repair",
+    "search_reranked",
     "show_time",
     "to_faiss",
 ]

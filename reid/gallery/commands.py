@@ -13,13 +13,14 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from reid.files import write_text
 from reid.gallery.export import export
 from reid.gallery.health import check, repair
+from reid.gallery.reranked import search_reranked
 from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
 from reid.gallery.store import Entry, Gallery, fuse, hash_file
 from reid.gallery.values import Field, Pid
@@ -186,6 +187,7 @@ def search(
     load_model: Callable[[str | Path | None], Embedder],
     calibration_of: Callable[[Embedder], Calibration | None],
     find_images: Callable[[Sequence[str]], list[Path]],
+    rerank: Mapping[str, Any] | None,
 ) -> None:
     """Finds the images of a gallery that are nearest to one person, or with --output to the person of each image."""
     if bool(args.query) == bool(args.key):
@@ -214,7 +216,11 @@ def search(
     with gallery.reading():  # the answers are of one state of the gallery
         searched = gallery.count(chosen)
         threshold = _threshold(calibration, args.max_false_accept, searched)
-        ranking = gallery.search(vectors, args.top_k, filter=chosen, group_by=args.group_by)
+        options: dict[str, Any] = {"filter": chosen, "group_by": args.group_by}
+        if rerank is None:
+            ranking = gallery.search(vectors, args.top_k, **options)
+        else:
+            ranking = search_reranked(gallery, vectors, args.top_k, **rerank, **options)
         found = [
             [
                 Answer(
@@ -235,7 +241,7 @@ def search(
         print(json.dumps([_as_dict(answer) for answer in found[0]], indent=2))
     elif not found[0] and searched and args.max_false_accept is not None:
         share = f"{args.max_false_accept:.2%} of the searches for people who are not in a gallery like this one"
-        best = float(ranking.scores[0, 0])
+        best = float(ranking.scores.max())
         print(f"nobody matches: the nearest image scores {best:.3f}, below {threshold:.3f}, which {share} reach")
     else:
         print(_as_table(found[0]))
