@@ -27,9 +27,7 @@ _BLOCK = 2048  # rows of a product, and columns
 _PAIRS = 128  # of rows, compared at a time
 _JOB = 64 * _PAIRS  # of a thread
 _SPARE = 8  # candidates beyond those asked for
-_SPARE_BOUNDED = 60  # where the product is a bound
-_LOWEST = 16  # candidates for the lowest, where the product is a bound
-_FIRST = 3  # of them, which are compared first
+_FIRST = 3  # candidates for the lowest that are compared first
 _REST = 0.05  # of the energy, at most, outside the directions
 _NARROW = 64  # dimensions: below, the whole product is taken
 _WIDE = 0.4  # length outside the directions, of a row that bounds settle too little of
@@ -127,7 +125,7 @@ def nearest_of_each(features: Stack, k: int, *, progress: bool = False) -> Neigh
         bounds = _bounds(features) if count > 2 * _BLOCK and features.dimension >= _NARROW else None
         products, sizes = bounds or _whole(features, features), (others + _SPARE, 1)
         if bounds is not None:
-            sizes = others + _SPARE_BOUNDED, _LOWEST
+            sizes = others + min(60 + count // 1000, 160), min(16 + count // 3000, 48)  # more, as bounds settle less
         best, lowest = _scan(products, *sizes, bar, itself=True)
         found = _settled(features, features, products, others, best, lowest, itself=True)
     itself = np.arange(count, dtype=np.int32)[:, None]
