@@ -154,9 +154,8 @@ def _hash(path: str) -> str:
 
 def create(folder: Path, embedder: Embedder, weights: Path) -> Gallery:
     """An empty gallery for this model's vectors, with a copy of the model."""
-    size = embedder.model.input_size
-    return Gallery.create(folder, dimension=embedder.dimension, fingerprint=embedder.fingerprint, input_size=size,
-                          model=weights)  # fmt: skip
+    return Gallery.create(folder, dimension=embedder.dimension, fingerprint=embedder.fingerprint,
+                          input_size=embedder.input_size, model=weights)  # fmt: skip
 
 
 # ---- search
