@@ -140,6 +140,8 @@ def calibrate_command(args: argparse.Namespace) -> None:
     splits = read_data(args)
     output = Path(args.output or f"runs/calibrate-{args.dataset}-{model_name(args.weights)}")
     embedder = load_embedder(args.weights, args)
+    if tensors.kind(args.weights) != "model":
+        raise ReidError(f"{args.weights}: calibrate the .safetensors that it comes from, then export that with --flip")
     with claimed(output, run_of("calibrate", splits, args, fingerprint=embedder.fingerprint)):
         splits = check_images(splits, output, args.skip_bad, ("query", "gallery"))
         samples = [*splits.query, *splits.gallery]
@@ -908,7 +910,10 @@ def add_gallery(parser: argparse.ArgumentParser) -> None:
         made.add_argument("gallery", metavar="GALLERY", help="folder that index or the main job made")
         return made
 
-    action("info", "what it holds").add_argument("--json", action="store_true", help="print it as JSON")
+    info = action("info", "what it holds, and who may query it")
+    info.add_argument("--json", action="store_true", help="print it as JSON")
+    info.add_argument("--weights", nargs="+", default=[], metavar="FILE", help="models, exported ones too: which of them "
+                      "may query it")  # fmt: skip
     action("check", "verify every byte; exit code 1 where something is wrong").add_argument(
         "--repair", action="store_true", help="keep every vector that is whole, drop the images of the others"
     )

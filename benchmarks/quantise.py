@@ -54,7 +54,9 @@ def main() -> None:
     chosen = np.random.default_rng(0).permutation(len(splits.train))[: args.crops]
     crops = read_images([splits.train[i].path for i in chosen], model.input_size)
     reference = Reference(model, splits.query, splits.gallery, splits.name, save=args.features)
-    print(f"{Path(args.weights).name}: PyTorch fp32 Rank-1 {reference.row.rank1:.2%}, mAP {100 * reference.row.mAP:.3f}")
+    print(
+        f"{Path(args.weights).name}: PyTorch fp32 Rank-1 {reference.row.rank1:.2%}, mAP {100 * reference.row.mAP:.3f}"
+    )
     print("| | cosine, mean | least | Rank-1 | mAP | delta mAP | its queries on PyTorch's gallery |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for name, request in LADDER.items():

@@ -26,8 +26,8 @@ from reid.backbones import read_pretrained
 from reid.config import Config, as_dict
 from reid.data import identity, load_pixels
 from reid.distributed import World
-from reid.evaluate import Scores, evaluate
 from reid.encoder import TorchEncoder, pick_device
+from reid.evaluate import Scores, evaluate
 from reid.loop import Interrupted as Interrupted
 from reid.loop import Step, Term, Training, check_same
 from reid.losses import ReidLoss

@@ -34,7 +34,7 @@ FORMATS = {
     # its files hold programs, so this program writes them and never loads one that somebody hands in
     "torchscript": Format("reid.export.torchscript", ".torchscript", ("fp32",), encodes=False),
 }
-INSTALL = "pip install 'reid-scgnet[export]'"
+INSTALL = "pip install 'onnx>=1.19' 'onnxscript>=0.5' 'onnxruntime>=1.22' 'openvino>=2025.3' 'nncf>=2.18'"
 
 
 class Runtime(NamedTuple):

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,8 @@ from reid.types import ReidError, Sample
 AGREES = 0.5  # points of mAP that its queries may lose on the model's own gallery, for their vectors to be compared
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """How well queries are answered, in [0, 1]."""
 
     rank1: float
@@ -144,7 +145,9 @@ def export(
         size = sum(part.stat().st_size for part in parts)
         for part in parts:
             os.replace(part, path.with_name(part.name))
-    write_json(path.with_name(f"{path.name}.json"), {"fingerprint": card["fingerprint"], "bytes": size, **card["export"]})
+    write_json(
+        path.with_name(f"{path.name}.json"), {"fingerprint": card["fingerprint"], "bytes": size, **card["export"]}
+    )
     return proof
 
 

@@ -32,7 +32,9 @@ def build(model: ReidModel, request: Request, crops: np.ndarray) -> Any:
 
 
 def save(built: Any, path: Path, card: str) -> None:
-    torch.jit.save(built, str(path), _extra_files={CARD: card})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(built, str(path), _extra_files={CARD: card})
 
 
 def load(path: Path) -> Runtime:
