@@ -912,8 +912,8 @@ def add_gallery(parser: argparse.ArgumentParser) -> None:
 
     info = action("info", "what it holds, and who may query it")
     info.add_argument("--json", action="store_true", help="print it as JSON")
-    info.add_argument("--weights", nargs="+", default=[], metavar="FILE", help="models, exported ones too: which of them "
-                      "may query it")  # fmt: skip
+    info.add_argument("--weights", nargs="+", default=[], metavar="FILE", help="models, also exported: which of "
+                      "them may query it")  # fmt: skip
     action("check", "verify every byte; exit code 1 where something is wrong").add_argument(
         "--repair", action="store_true", help="keep every vector that is whole, drop the images of the others"
     )

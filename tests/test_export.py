@@ -1,4 +1,4 @@
-"""Exports: the same embeddings as PyTorch's, in operators that small devices take, in files that every command takes."""
+"""Exports: PyTorch's embeddings, in operators that small devices take, in files that every command takes."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ into the reductions, pooling windows are those of the model's input size, and ea
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +99,9 @@ class Stripes(nn.Module):
 def _reductions(weight: Tensor, neck: nn.BatchNorm1d) -> list[nn.Linear]:
     """One linear layer a feature, (F, D, C) with the neck's batch norm folded in."""
     features, dim, channels = weight.shape
-    scale = neck.weight * (neck.running_var + neck.eps).rsqrt()  # type: ignore[operator]
-    bias = (neck.bias - neck.running_mean * scale).view(features, dim)  # type: ignore[operator]
+    assert neck.running_mean is not None and neck.running_var is not None
+    scale = neck.weight / (neck.running_var + neck.eps).sqrt()
+    bias = (neck.bias - neck.running_mean * scale).view(features, dim)
     layers = []
     for i, factor in enumerate(scale.view(features, dim, 1)):
         layers.append(nn.Linear(channels, dim))
@@ -109,7 +111,7 @@ def _reductions(weight: Tensor, neck: nn.BatchNorm1d) -> list[nn.Linear]:
 
 
 @torch.no_grad()
-def fold_batch_norms(module: nn.Module, run, example: Tensor) -> None:
+def fold_batch_norms(module: nn.Module, run: Callable[[Tensor], object], example: Tensor) -> None:
     """Folds every batch norm that follows a convolution, and nothing else does, into it; in place.
 
     Which follows which is seen by running `run(example)`, so that it holds for any network.
@@ -130,7 +132,8 @@ def fold_batch_norms(module: nn.Module, run, example: Tensor) -> None:
     for hook in hooks:
         hook.remove()
     for conv, norm in pairs:
-        fused = fuse_conv_bn_eval(module.get_submodule(conv), module.get_submodule(norm))
+        pair = module.get_submodule(conv), module.get_submodule(norm)
+        fused = fuse_conv_bn_eval(*pair)  # type: ignore[type-var,arg-type]
         _replace(module, conv, fused)
         _replace(module, norm, nn.Identity())
 

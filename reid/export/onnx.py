@@ -66,7 +66,7 @@ def quantise(made: Any, crops: np.ndarray, request: Request) -> Any:
     steps = request.steps
     size = request.batch or 8
     batches = [crops[i : i + size] for i in range(0, len(crops) - size + 1, size)]
-    options = {"ActivationSymmetric": False, "QuantizeBias": True}
+    options: dict[str, Any] = {"ActivationSymmetric": False, "QuantizeBias": True}
     if steps.ranges == "percentile":
         options["CalibPercentile"] = steps.percentile
     with tempfile.TemporaryDirectory() as folder, _quiet():
