@@ -57,14 +57,14 @@ def save(built: Any, path: Path, card: str) -> None:
     ov.save_model(built, path, compress_to_fp16=getattr(precision, "value", precision) == "fp16")
 
 
-def load(path: Path) -> Runtime:
-    """Compiles it for the CPU, in float32 where it is not int8: bfloat16, which OpenVINO would choose on a CPU that has
-    it, is not what was proved. ReidError where it is no OpenVINO model."""
+def load(path: Path, precision: str = "f32") -> Runtime:
+    """Compiles it for the CPU. precision: of what is not int8; "bf16", which OpenVINO itself would choose on a CPU that
+    has it, is not what was proved. ReidError where it is no OpenVINO model."""
     ov = need("openvino")
     core = ov.Core()
     try:
         made = core.read_model(path)
-        hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = core.compile_model(made, "CPU", hints)
     except RuntimeError as error:
         raise ReidError(f"{path} is damaged, lacks its .bin beside it, or is no OpenVINO model "

@@ -135,7 +135,7 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         file = Path(folder) / path.name
-        card = _card(model, request)
+        card = card_of(model, request)
         module.save(built, file, json.dumps(card))
         proof = reference().prove(Exported(file, module.load(file)))
         if not proof.agrees:
@@ -152,8 +152,8 @@ def export(
     return proof
 
 
-def _card(model: ReidModel, request: Request) -> dict[str, Any]:
-    """The model's card and what was asked. A calibration is of embeddings with the mirror image."""
+def card_of(model: ReidModel, request: Request) -> dict[str, Any]:
+    """The card of an export: the model's and what was asked. A calibration is of embeddings with the mirror image."""
     card = {key: value for key, value in model.card.items() if request.flip or key != "calibration"}
     return card | {
         "fingerprint": model.fingerprint + ("" if request.flip else NO_FLIP),
