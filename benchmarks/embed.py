@@ -29,7 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reid import config as recipes
 from reid.encoder import TorchEncoder
-from reid.export import FORMATS, Exported, module_of, openvino
+from reid.export import FORMATS, Exported, load, module_of, openvino
+from reid.export import onnx as onnx_format
+from reid.export.graph import Deployed
 from reid.export.proof import card_of
 from reid.export.request import Request
 from reid.extract import Embedder
@@ -40,8 +42,8 @@ from reid.tables import aligned_table
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BACKBONES = ("scgnet_s", "scgnet_m", "scgnet_l", "mobilenet_v2", "shufflenet_v2_x1_5", "resnet50")
 PEERS = ("osnet_x1_0", "osnet_x0_25")
-EXPORTS = {"onnxruntime fp32": ("onnx", "fp32"), "onnxruntime int8": ("onnx", "int8"),
-           "OpenVINO fp32": ("openvino", "fp32"), "OpenVINO int8": ("openvino", "int8")}  # fmt: skip
+EXPORTS = {"onnxruntime fp32": "onnx", "onnxruntime int8": "onnx", "OpenVINO fp32": "openvino",
+           "OpenVINO int8": "openvino"}  # fmt: skip
 SIZE = (384, 128)
 Encode = Callable[[np.ndarray], object]
 
@@ -52,22 +54,35 @@ def make(backbone: str) -> ReidModel:
     return ReidModel(make_card(recipe, 0)).eval()
 
 
-def exported(model: ReidModel, folder: Path, format: str, precision: str, pixels: np.ndarray) -> Path:
-    """The exported file, made where it is not there yet."""
-    file = folder / f"{model.card['architecture']['backbone']}-{precision}{FORMATS[format].suffix}"
-    if not file.exists():
-        module, request = module_of(format), Request(format, precision)
-        module.save(module.build(model, request, pixels[:16]), file, json.dumps(card_of(model, request)))
-    return file
+def exported(model: ReidModel, folder: Path, pixels: np.ndarray) -> dict[str, Path]:
+    """Runtime and precision -> file, made where it is not there yet; all from one graph."""
+    name = model.card["architecture"]["backbone"]
+    files = {key: folder / f"{name}-{key.split()[1]}{FORMATS[format].suffix}" for key, format in EXPORTS.items()}
+    plain = files["onnxruntime fp32"]
+
+    def save(key: str, build: Callable[[], Any]) -> None:
+        if not files[key].exists():
+            request = Request(EXPORTS[key], key.split()[1])
+            module_of(request.format).save(build(), files[key], json.dumps(card_of(model, request)))
+
+    def read() -> Any:
+        import onnx
+
+        return onnx.load(plain)
+
+    save("onnxruntime fp32", lambda: onnx_format.to_onnx(Deployed(model), None))
+    save("onnxruntime int8", lambda: onnx_format.quantise(read(), pixels[:16], Request("onnx", "int8")))
+    save("OpenVINO fp32", lambda: openvino.from_onnx(read()))
+    save("OpenVINO int8", lambda: openvino.quantise(openvino.from_onnx(read()), pixels[:16], 8))
+    return files
 
 
 def runtimes(model: ReidModel, folder: Path, pixels: np.ndarray) -> dict[str, Any]:
     """Name of a runtime -> encoder."""
     encoders: dict[str, Any] = {"PyTorch fp32": TorchEncoder(model, flip=False, device="cpu")}
     encoders["PyTorch bf16"] = Bfloat16(encoders["PyTorch fp32"])
-    for name, (format, precision) in EXPORTS.items():
-        file = exported(model, folder, format, precision, pixels)
-        encoders[name] = Exported(file, module_of(format).load(file))
+    for name, file in exported(model, folder, pixels).items():
+        encoders[name] = load(file)
         if name == "OpenVINO fp32":
             encoders["OpenVINO bf16"] = Exported(file, openvino.load(file, "bf16"))
     return encoders

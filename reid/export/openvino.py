@@ -53,8 +53,8 @@ def save(built: Any, path: Path, card: str) -> None:
     """Writes both files, with the card in the model's rt_info."""
     ov = need("openvino")
     built.set_rt_info(card, CARD)
-    precision = built.get_rt_info(PRECISION)
-    ov.save_model(built, path, compress_to_fp16=getattr(precision, "value", precision) == "fp16")
+    half = built.has_rt_info(PRECISION) and built.get_rt_info(PRECISION).value == "fp16"
+    ov.save_model(built, path, compress_to_fp16=half)
 
 
 def load(path: Path, precision: str = "f32") -> Runtime:
