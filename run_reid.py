@@ -43,13 +43,16 @@ if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-da
     from reid.calibration import Calibration
     from reid.config import Config, PretrainConfig
     from reid.evaluate import Scores
+    from reid.export.request import Request
     from reid.extract import Embedder
     from reid.gallery import Gallery
+    from reid.model import ReidModel
     from reid.protocol import Method
     from reid.train import Trained
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "scgnet_s.safetensors"
+SIMULATED = 16  # query crops that the simulator of Rockchip's compiler embeds: seconds each
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -318,13 +321,16 @@ def export_command(args: argparse.Namespace) -> None:
     splits, model = read_data(args), load_model(args.weights)
     if args.branches:
         model = model.with_branches(args.branches)
-    request = Request(args.format, args.precision, args.batch, args.flip)
-    name = model_name(args.weights) if args.precision == "fp32" else f"{model_name(args.weights)}-{args.precision}"
+    precision = args.precision or FORMATS[args.format].precisions[0]
+    request = Request(args.format, precision, args.batch, args.flip)
+    name = model_name(args.weights) if precision == "fp32" else f"{model_name(args.weights)}-{precision}"
     output = Path(args.output or f"runs/{name}{FORMATS[args.format].suffix}")
     if output.exists():
         raise ReidError(f"{output} exists already: delete it, or name another file")
     chosen = np.random.default_rng(0).permutation(len(splits.train))[: args.crops]
-    crops = read_images([splits.train[i].path for i in chosen] if args.precision == "int8" else [], model.input_size)
+    crops = read_images([splits.train[i].path for i in chosen] if precision == "int8" else [], model.input_size)
+    if args.format == "rknn":
+        return compile_rknn(model, splits, output, request, args.platform, crops)
     known = output.with_name(f".{output.name}-proof")  # PyTorch's embeddings: an interrupted export goes on here
 
     def reference() -> Reference:
@@ -338,6 +344,26 @@ def export_command(args: argparse.Namespace) -> None:
         print("its queries lose too much on the model's gallery: it has a fingerprint of its own, and galleries that "
               "it is to query are indexed with it", file=sys.stderr)  # fmt: skip
     print(f"{output}: {output.stat().st_size:,} bytes; proof: {output}.json")
+
+
+def compile_rknn(
+    model: ReidModel, splits: Splits, output: Path, request: Request, platform: str, calibration: np.ndarray
+) -> None:
+    """A .rknn file, and its card with the cosine to PyTorch on a few query crops, on the compiler's simulator."""
+    from reid.data import read_images
+    from reid.export.rknn import export_rknn
+
+    if request.flip or request.batch not in (None, 1):
+        raise ReidError("a .rknn file takes one image a run, without its mirror image: leave --flip and --batch out")
+    crops = read_images([s.path for s in splits.query[:SIMULATED]], model.input_size)
+    card = export_rknn(model, output, platform, request.precision, crops=crops, calibration=calibration)
+    found, cpu = card["simulator"], sum(operator["target"] == "CPU" for operator in card["operators"])
+    print(
+        f"{platform}, {request.precision}: cosine to PyTorch {found['cosine_mean']:.6f}, at least "
+        f"{found['cosine_min']:.6f}, on {found['crops']} crops by the compiler's simulator; estimated cycles "
+        f"{card['estimated_cycles']:,}; {len(card['operators'])} operators, {cpu} of them on the CPU"
+    )
+    print(f"{output}: {output.stat().st_size:,} bytes; operators: {output}.json")
 
 
 def pretrain_command(args: argparse.Namespace) -> None:
@@ -957,8 +983,10 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         return [int(part) for part in text.split(",")]
 
     parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="for onnxruntime, OpenVINO or libtorch")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="(default: fp32)")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="for onnxruntime, OpenVINO, libtorch or "
+                        "Rockchip's NPU")  # fmt: skip
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32, of rknn fp16)")
+    parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="of rknn (default: rk3588)")
     parser.add_argument("--batch", type=batch, metavar="N|dynamic", help="images a run (default: dynamic, any number)")
     parser.add_argument("--branches", type=parts, metavar="1,2", help="keep only the branches of so many parts, which "
                         "are smaller, faster and find less (default: all)")  # fmt: skip

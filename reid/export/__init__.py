@@ -33,6 +33,8 @@ FORMATS = {
     "openvino": Format("reid.export.openvino", ".xml", ("fp32", "fp16", "int8")),
     # its files hold programs, so this program writes them and never loads one that somebody hands in
     "torchscript": Format("reid.export.torchscript", ".torchscript", ("fp32",), encodes=False),
+    # for an NPU, by a compiler in an environment of its own: `export_rknn` there
+    "rknn": Format("reid.export.rknn", ".rknn", ("fp16", "int8"), encodes=False),
 }
 INSTALL = "pip install 'onnx>=1.19' 'onnxscript>=0.5' 'onnxruntime>=1.22' 'openvino>=2025.3' 'nncf>=2.18'"
 
@@ -88,7 +90,7 @@ def load(path: str | Path) -> Exported:
     name = format_of(path)
     if name is None or not FORMATS[name].encodes:
         loaded = ", ".join(format.suffix for format in FORMATS.values() if format.encodes)
-        raise ReidError(f"{path} is not loaded: such a file holds a program; give the .safetensors it comes from, or "
+        raise ReidError(f"{path} is not loaded: such a file holds a program, or runs on an NPU; give the .safetensors it comes from, or "
                         f"one of {loaded}")  # fmt: skip
     if not Path(path).is_file():
         raise ReidError(f"no model at {path}")

@@ -43,7 +43,7 @@ def to_onnx(graph: Deployed, batch: int | None) -> Any:
     need("onnxscript")
     pixels = torch.zeros(batch or 2, *graph.input_size, 3, dtype=torch.uint8)
     shapes = {PIXELS: {0: torch.export.Dim("batch", min=1)}} if batch is None else None
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             graph, (pixels,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, input_names=[PIXELS],
             output_names=[EMBEDDING], external_data=False, verbose=False,
@@ -69,7 +69,7 @@ def quantise(made: Any, crops: np.ndarray, request: Request) -> Any:
     options: dict[str, Any] = {"ActivationSymmetric": False, "QuantizeBias": True}
     if steps.ranges == "percentile":
         options["CalibPercentile"] = steps.percentile
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         plain, file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(made, plain)
         quantize_static(
@@ -137,7 +137,7 @@ def load(path: Path) -> Runtime:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what the exporters print of their progress."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -108,8 +108,8 @@ def compile_onnx(
             job |= {"pixels": str(folder / "pixels.npy"), "outputs": str(folder / "outputs.npy")}
             np.save(job["pixels"], pixels)
         (folder / "job.json").write_text(json.dumps(job))
-        done = subprocess.run(
-            [str(python), str(COMPILE), "job.json"], cwd=folder, text=True, errors="replace",
+        done = subprocess.run(  # -P: our onnx.py beside the script is not the library
+            [str(python), "-P", str(COMPILE), "job.json"], cwd=folder, text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         if done.returncode:
