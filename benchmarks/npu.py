@@ -25,8 +25,7 @@ import torchvision
 from scipy.stats import spearmanr
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import scgnet
 from reid.config import load
 from reid.export.rknn import Embedding, write_onnx
@@ -60,8 +59,8 @@ def networks(name: str, size: tuple[int, int]) -> nn.Module | None:
         return IMAGENET[name]().eval()
     if name not in UNDER_MGN:
         return None
-    config = load(ROOT / "configs" / "market1501.yaml", [f"backbone={name}"])
-    assert config.input_size == size
+    config = load(Path(__file__).resolve().parents[1] / "configs" / "market1501.yaml", [f"backbone={name}"])
+    assert (config.height, config.width) == size
     return Embedding(ReidModel(make_card(config, 0)))
 
 

@@ -73,10 +73,11 @@ def in_pieces(network: nn.Module, pieces: int | Sequence[int]) -> nn.Module:
     """
     network = copy.deepcopy(network).eval()
     blocks = [module for module in network.modules() if isinstance(module, _Cascade)]
-    widths = sorted({block.group1[0].out_channels for block in blocks})
+    width_of = {block: int(block.group1[0].out_channels) for block in blocks}  # type: ignore[arg-type]
+    widths = sorted(set(width_of.values()))
     counts = [pieces] * len(widths) if isinstance(pieces, int) else list(pieces)
     for block in blocks:
-        count = counts[widths.index(block.group1[0].out_channels)]
+        count = counts[widths.index(width_of[block])]
         if count:
             shift = block.shift.channels if isinstance(block.shift, Shift) else 0
             block.group1 = _cut(block.group1, count, shift)
@@ -87,6 +88,7 @@ def in_pieces(network: nn.Module, pieces: int | Sequence[int]) -> nn.Module:
 
 def _cut(layers: nn.Sequential, pieces: int, shift: int) -> nn.Sequential:
     conv, norm = layers[0], layers[1]
+    assert isinstance(conv, nn.Conv2d)
     if isinstance(norm, nn.BatchNorm2d):
         conv = fuse_conv_bn_eval(conv, norm)
     if conv.groups == 1:  # the ablation without a second group convolution

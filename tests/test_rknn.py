@@ -17,14 +17,15 @@ from reid.types import ReidError
 from scgnet.pieces import in_pieces
 from tests.conftest import settle
 
-LOG = """\
-D RKNN: [01:02:03.004]                    Network Layer Information Table
-D RKNN: [01:02:03.004] ID   OpType  DataType Target InputShape  OutputShape  Cycles(DDR/NPU/Total)  RW(KB)  FullName
-D RKNN: [01:02:03.004] 0    InputOperator  INT8  CPU    \\                 (1,3,8,8)   0/0/0          0    InputOperator:x
-D RKNN: [01:02:03.004] 1    ConvRelu       INT8  NPU    (1,3,8,8),(4,3,3,3),(4)  (1,4,8,8)  600/900/900  10  Conv:/a/Conv
-D RKNN: [01:02:03.004] 2    Concat         INT8  NPU    (1,4,8,8),(1,4,8,8)      (1,8,8,8)  0/0/0        20  Concat:/b
-D RKNN: [01:02:03.004] 3    ConvReluAdd    INT8  NPU    (1,8,8,8),(8,8,1,1),...  (1,8,8,8)  700/50/700   10  Conv:/c/Conv
-D RKNN: [01:02:03.004] 4    OutputOperator INT8  CPU    (1,8,8,8)  \\                0/0/0          5    OutputOperator:y
+TIME = "D RKNN: [01:02:03.004] "
+LOG = f"""\
+{TIME}        Network Layer Information Table
+{TIME}ID   OpType         DataType Target InputShape               OutputShape Cycles(DDR/NPU/Total)  RW(KB)  FullName
+{TIME}0    InputOperator  INT8     CPU    \\                        (1,3,8,8)   0/0/0        0   InputOperator:x
+{TIME}1    ConvRelu       INT8     NPU    (1,3,8,8),(4,3,3,3),(4)  (1,4,8,8)   600/900/900  10  Conv:/a/Conv
+{TIME}2    Concat         INT8     NPU    (1,4,8,8),(1,4,8,8)      (1,8,8,8)   0/0/0        20  Concat:/b
+{TIME}3    ConvReluAdd    INT8     NPU    (1,8,8,8),(8,8,1,1),...  (1,8,8,8)   700/50/700   10  Conv:/c/Conv
+{TIME}4    OutputOperator INT8     CPU    (1,8,8,8)                \\           0/0/0        5   OutputOperator:y
 I rknn building done.
 """
 

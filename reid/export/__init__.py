@@ -90,8 +90,8 @@ def load(path: str | Path) -> Exported:
     name = format_of(path)
     if name is None or not FORMATS[name].encodes:
         loaded = ", ".join(format.suffix for format in FORMATS.values() if format.encodes)
-        raise ReidError(f"{path} is not loaded: such a file holds a program, or runs on an NPU; give the .safetensors it comes from, or "
-                        f"one of {loaded}")  # fmt: skip
+        raise ReidError(f"{path} is not loaded: such a file holds a program, or runs on an NPU; give the "
+                        f".safetensors it comes from, or one of {loaded}")  # fmt: skip
     if not Path(path).is_file():
         raise ReidError(f"no model at {path}")
     return Exported(path, module_of(name).load(Path(path)))

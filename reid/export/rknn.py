@@ -89,7 +89,7 @@ def card_of(
     """A file of its own fingerprint: what its vectors find has been measured on a simulator and few crops only."""
     return {
         "fingerprint": f"{model.fingerprint}{NO_FLIP}-rknn-{platform}-{precision}",
-        "input_size": model.input_size, "dimension": model.dimension, "platform": platform, "precision": precision,
+        "input_size": list(model.input_size), "dimension": model.dimension, "platform": platform, "precision": precision,
         "pieces": pieces, "bytes": file.stat().st_size,
         "simulator": {"crops": len(cosine), "cosine_mean": float(cosine.mean()), "cosine_min": float(cosine.min())},
         "estimated_cycles": made.cycles, "estimated_cycles_with_copies": round(made.cycles_with_copies),

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def compile_onnx(
     python = compiler()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = {"onnx": str(Path(onnx).resolve()), "rknn": str(Path(rknn).resolve()), "platform": platform,
+        job: dict[str, Any] = {"onnx": str(Path(onnx).resolve()), "rknn": str(Path(rknn).resolve()), "platform": platform,
                "precision": precision, "mean": mean, "std": std}  # fmt: skip
         if precision == "int8":
             if calibration is None or not len(calibration):
