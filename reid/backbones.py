@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import scgnet
 from reid.types import ReidError
+from scgnet.pieces import in_pieces
 
 Parts = tuple[nn.Sequential, nn.Sequential]
 
@@ -122,6 +123,17 @@ BACKBONES: dict[str, Backbone] = {
     "osnet_x1_0": Backbone(_osnet("osnet_x1_0"), _cut_osnet, 512, stride=16),
     "osnet_x0_25": Backbone(_osnet("osnet_x0_25"), _cut_osnet, 128, stride=16),
 }
+
+
+# The number of pieces that costs least by the compiler of Rockchip's NPUs, on either chip (benchmarks/npu.py)
+NPU_PIECES = {"scgnet_s": 1, "scgnet_m": 2, "scgnet_l": 4}
+
+
+def for_npu(name: str, network: nn.Module) -> tuple[nn.Module, int]:
+    """A network that holds backbone `name`, in the form of equal values that costs least there, and its pieces; 0 and
+    a copy for a backbone without forms."""
+    pieces = NPU_PIECES.get(name, 0)
+    return in_pieces(network, pieces), pieces
 
 
 def get(name: str) -> Backbone:

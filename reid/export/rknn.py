@@ -18,15 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reid import backbones
 from reid.export.graph import Deployed
 from reid.export.onnx import OPSET, need, quiet
 from reid.export.rockchip import PLATFORMS, Compiled, compile_onnx, compiler
 from reid.files import write_json
 from reid.model import NO_FLIP, ReidModel
 from reid.types import ReidError
-from scgnet.pieces import in_pieces
-
-PIECES = {"scgnet_s": 1, "scgnet_m": 2, "scgnet_l": 4}  # the cheapest that benchmarks/npu.py found; others stay plain
 
 
 class Embedding(nn.Module):
@@ -63,11 +61,11 @@ def export_rknn(
     compiler()
     model = model.cpu().eval()
     mean, std = (tuple((255 * values).flatten().tolist()) for values in (model.mean, model.std))
-    pieces = PIECES.get(model.card["architecture"]["backbone"], 0)
+    network, pieces = backbones.for_npu(model.card["architecture"]["backbone"], Embedding(model))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         onnx, file = Path(folder) / "model.onnx", Path(folder) / path.name
-        write_onnx(in_pieces(Embedding(model), pieces), model.input_size, onnx)
+        write_onnx(network, model.input_size, onnx)
         made = compile_onnx(onnx, file, platform, precision, mean=mean, std=std, calibration=calibration, pixels=crops)
         card = card_of(model, made, platform, precision, pieces, cosines(model, crops, made.outputs), file)
         os.replace(file, path)
@@ -89,8 +87,8 @@ def card_of(
     """A file of its own fingerprint: what its vectors find has been measured on a simulator and few crops only."""
     return {
         "fingerprint": f"{model.fingerprint}{NO_FLIP}-rknn-{platform}-{precision}",
-        "input_size": list(model.input_size), "dimension": model.dimension, "platform": platform, "precision": precision,
-        "pieces": pieces, "bytes": file.stat().st_size,
+        "input_size": list(model.input_size), "dimension": model.dimension, "platform": platform,
+        "precision": precision, "pieces": pieces, "bytes": file.stat().st_size,
         "simulator": {"crops": len(cosine), "cosine_mean": float(cosine.mean()), "cosine_min": float(cosine.min())},
         "estimated_cycles": made.cycles, "estimated_cycles_with_copies": round(made.cycles_with_copies),
         "operators": [asdict(operator) for operator in made.operators],

@@ -97,8 +97,8 @@ def compile_onnx(
     python = compiler()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job: dict[str, Any] = {"onnx": str(Path(onnx).resolve()), "rknn": str(Path(rknn).resolve()), "platform": platform,
-               "precision": precision, "mean": mean, "std": std}  # fmt: skip
+        job: dict[str, Any] = {"onnx": str(Path(onnx).resolve()), "rknn": str(Path(rknn).resolve()),
+               "platform": platform, "precision": precision, "mean": mean, "std": std}  # fmt: skip
         if precision == "int8":
             if calibration is None or not len(calibration):
                 raise ReidError("int8 takes its ranges from training crops: none were given")
