@@ -61,7 +61,7 @@ def export_rknn(
     compiler()
     model = model.cpu().eval()
     mean, std = (tuple((255 * values).flatten().tolist()) for values in (model.mean, model.std))
-    network, pieces = backbones.for_npu(model.card["architecture"]["backbone"], Embedding(model))
+    network, pieces = backbones.for_npu(model.card["architecture"]["backbone"], Embedding(model), platform)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         onnx, file = Path(folder) / "model.onnx", Path(folder) / path.name
