@@ -1,6 +1,6 @@
 """Estimated cycles on Rockchip's NPUs, by their compiler: SCGNet's forms, and SCGNet beside its peers.
 
-    make rknn-env && python benchmarks/npu.py forms peers --output docs/results/npu.json
+    make rknn-env && python benchmarks/npu.py forms peers --precision int8 --output docs/results/npu.json
 
 "forms": the plain graph (groups as they are, the shift as slice and concatenation) and each block cut into 1, 2, 4, ..
 pieces of equal values (scgnet/pieces.py). "peers": each network in its plain form, SCGNet also in its cheapest, with
@@ -117,10 +117,11 @@ def main() -> None:
             best = {n: min((r for (m, _), r in rows.items() if r and m == n), key=_copies) for n in GROUPS}
             found = {name: row for name, row in (plain | best).items() if row}
             print("\n" + ", ".join(setting) + "; SCGNet in its cheapest form")
-            print(aligned_table((*HEAD, "paper, frames/s"), [
-                (*_row(name, row), str(PAPER.get(name, "") if setting[0] == "224x224" else "")) for name, row in found.items()]))  # fmt: skip
+            paper = PAPER if setting[0] == "224x224" else {}  # where the paper measured
+            body = [(*_row(name, row), str(paper.get(name, ""))) for name, row in found.items()]
+            print(aligned_table((*HEAD, "paper, frames/s"), body))
             for title, chosen in (("plain", {n: r for n, r in plain.items() if r}), ("cheapest", found)):
-                if setting[0] == "224x224":  # where the paper measured
+                if paper:
                     print(correlation(title, chosen))
 
 
