@@ -4,7 +4,7 @@
     python run_reid.py                                    the main job on people that the program draws itself
     python run_reid.py --dataset market1501 --data-root DIR
     python run_reid.py COMMAND --help                     train, evaluate, compare, calibrate, index, search, gallery,
-                                                          cluster, check-data, pack, pretrain
+                                                          cluster, check-data, pack, export, pretrain
 
 The main job reads and checks a data set, trains by its recipe (configs/), embeds query and gallery, evaluates, builds
 a searchable gallery and writes a report. Interrupted, the same command goes on where it was.
@@ -22,6 +22,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-da
     from reid.calibration import Calibration
     from reid.config import Config, PretrainConfig
     from reid.evaluate import Scores
+    from reid.export.request import Request
     from reid.extract import Embedder
     from reid.gallery import Gallery
     from reid.model import ReidModel
@@ -50,6 +52,7 @@ if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-da
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "scgnet_s.safetensors"
+SIMULATED = 16  # query crops that the simulator of Rockchip's compiler embeds: seconds each
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -77,7 +80,7 @@ def main_job(args: argparse.Namespace) -> None:
         embedder = load_embedder(weights, args)
         query, gallery, scores, _ = score(embedder, splits, output, facts)
         if trained:
-            keep_scores(embedder.model, trained.path, splits, scores)
+            keep_scores(trained.path, splits, scores)
         build_gallery(output / "gallery", embedder, Path(weights), splits.gallery, gallery)
         report(embedder, splits, scores, query, gallery, output, facts, weights=args.weights, trained=trained)
         print(f"searchable gallery: {output}/gallery\nreport: {output}/report.md")
@@ -140,6 +143,8 @@ def calibrate_command(args: argparse.Namespace) -> None:
     splits = read_data(args)
     output = Path(args.output or f"runs/calibrate-{args.dataset}-{model_name(args.weights)}")
     embedder = load_embedder(args.weights, args)
+    if tensors.kind(args.weights) != "model":
+        raise ReidError(f"{args.weights}: calibrate the .safetensors that it comes from, then export that with --flip")
     with claimed(output, run_of("calibrate", splits, args, fingerprint=embedder.fingerprint)):
         splits = check_images(splits, output, args.skip_bad, ("query", "gallery"))
         samples = [*splits.query, *splits.gallery]
@@ -215,7 +220,7 @@ def calibration_of(embedder: Embedder) -> Calibration | None:
     """What `calibrate` wrote into the model; None where it did not. ReidError where it is of another model."""
     from reid.calibration import Calibration
 
-    values = embedder.model.card.get("calibration")
+    values = embedder.card.get("calibration")
     if values is None:
         return None
     calibration = Calibration.from_dict(values)
@@ -299,6 +304,66 @@ def pack_command(args: argparse.Namespace) -> None:
     if "calibration" in model.card and "calibration" not in load_model(args.output).card:
         print("the calibration was of the whole floats: calibrate what was packed", file=sys.stderr)
     print(f"{args.output}: {Path(args.output).stat().st_size:,} bytes")
+
+
+def export_command(args: argparse.Namespace) -> None:
+    """Writes a model for where it runs, and proves on a data set what it finds there: FILE and FILE.json.
+
+    The file takes RGB uint8 pixels (B, height, width, 3) of the model's input size and gives embeddings of unit length.
+    int8 takes its ranges from training crops of the data set.
+    """
+    from reid.data import read_images
+    from reid.export import FORMATS
+    from reid.export.proof import Reference, export
+    from reid.export.request import Request
+    from reid.model import load_model
+
+    splits, model = read_data(args), load_model(args.weights)
+    if args.branches:
+        model = model.with_branches(args.branches)
+    precision = args.precision or FORMATS[args.format].precisions[0]
+    request = Request(args.format, precision, args.batch, args.flip)
+    name = model_name(args.weights) if precision == "fp32" else f"{model_name(args.weights)}-{precision}"
+    output = Path(args.output or f"runs/{name}{FORMATS[args.format].suffix}")
+    if output.exists():
+        raise ReidError(f"{output} exists already: delete it, or name another file")
+    chosen = np.random.default_rng(0).permutation(len(splits.train))[: args.crops]
+    crops = read_images([splits.train[i].path for i in chosen] if precision == "int8" else [], model.input_size)
+    if args.format == "rknn":
+        return compile_rknn(model, splits, output, request, args.platform, crops)
+    known = output.with_name(f".{output.name}-proof")  # PyTorch's embeddings: an interrupted export goes on here
+
+    def reference() -> Reference:
+        return Reference(model, splits.query, splits.gallery, splits.name, flip=args.flip, save=known / "model.npy",
+                         progress=True)  # fmt: skip
+
+    proof = export(model, output, request, crops=crops, reference=reference)
+    shutil.rmtree(known, ignore_errors=True)
+    print(proof.table())
+    if not proof.agrees:
+        print("its queries lose too much on the model's gallery: it has a fingerprint of its own, and galleries that "
+              "it is to query are indexed with it", file=sys.stderr)  # fmt: skip
+    print(f"{output}: {output.stat().st_size:,} bytes; proof: {output}.json")
+
+
+def compile_rknn(
+    model: ReidModel, splits: Splits, output: Path, request: Request, platform: str, calibration: np.ndarray
+) -> None:
+    """A .rknn file, and its card with the cosine to PyTorch on a few query crops, on the compiler's simulator."""
+    from reid.data import read_images
+    from reid.export.rknn import export_rknn
+
+    if request.flip or request.batch not in (None, 1):
+        raise ReidError("a .rknn file takes one image a run, without its mirror image: leave --flip and --batch out")
+    crops = read_images([s.path for s in splits.query[:SIMULATED]], model.input_size)
+    card = export_rknn(model, output, platform, request.precision, crops=crops, calibration=calibration)
+    found, cpu = card["simulator"], sum(operator["target"] == "CPU" for operator in card["operators"])
+    print(
+        f"{platform}, {request.precision}: cosine to PyTorch {found['cosine_mean']:.6f}, at least "
+        f"{found['cosine_min']:.6f}, on {found['crops']} crops by the compiler's simulator; estimated cycles "
+        f"{card['estimated_cycles']:,}; {len(card['operators'])} operators, {cpu} of them on the CPU"
+    )
+    print(f"{output}: {output.stat().st_size:,} bytes; operators: {output}.json")
 
 
 def pretrain_command(args: argparse.Namespace) -> None:
@@ -466,16 +531,14 @@ def default_weights() -> Path:
 
 def load_embedder(weights: str | Path, args: argparse.Namespace) -> Embedder:
     from reid.extract import Embedder
-    from reid.model import load_model
 
-    model = load_model(weights)
-    wanted = getattr(args, "backbone", None)
-    if wanted and model.card["architecture"]["backbone"] != wanted:
+    embedder = Embedder(weights, device=args.device)
+    wanted, found = getattr(args, "backbone", None), embedder.card["architecture"]["backbone"]
+    if wanted and found != wanted:
         raise ReidError(
-            f"{weights} holds {model.card['architecture']['backbone']}, --backbone asks for {wanted}: "
-            "leave --backbone out, or give other weights"
+            f"{weights} holds {found}, --backbone asks for {wanted}: leave --backbone out, or give other weights"
         )
-    return Embedder(model, device=args.device)
+    return embedder
 
 
 def score(
@@ -519,10 +582,11 @@ def score(
     return query, gallery, evaluate(query, gallery, *pids, *camids, bonus=bonus, progress=True), bonus
 
 
-def keep_scores(model: ReidModel, path: Path, splits: Splits, scores: Scores) -> None:
+def keep_scores(path: Path, splits: Splits, scores: Scores) -> None:
     """Writes the scores into the card of the model file."""
-    from reid.model import save_model
+    from reid.model import load_model, save_model
 
+    model = load_model(path)
     keys = ("rank1", "rank5", "rank10", "mAP", "mAP_trapezoid", "mINP")
     named = {"dataset": splits.name, "official_split": splits.official_split}
     model.card["scores"] = named | {key: getattr(scores, key) for key in keys}
@@ -564,23 +628,24 @@ def report(
     method: Method | None = None,
     bonus: csr_array | None = None,
 ) -> None:
-    from reid.model import git_revision, multiply_adds
+    from reid.model import ReidModel, git_revision, multiply_adds
     from reid.protocol import COSINE
     from reid.report import RunFacts, summary_table, write_report
 
-    model = embedder.model
+    card = dict(embedder.card)
+    model = ReidModel(card | {"num_classes": 0})
     run = RunFacts(
         command=shlex.join(["python", "run_reid.py", *sys.argv[1:]]),
-        backbone=model.card["architecture"]["backbone"],
-        parameters=sum(p.numel() for name, p in model.named_parameters() if name != "head.classifier"),
-        input_size=model.input_size,
+        backbone=card["architecture"]["backbone"],
+        parameters=sum(p.numel() for p in model.parameters()),
+        input_size=embedder.input_size,
         fingerprint=embedder.fingerprint,
         embed_images_per_second=facts.values.get("embed_images_per_second"),
         multiply_adds=multiply_adds(model),
         train_seconds=trained.seconds if trained else None,
         weights=weights,
         git_revision=git_revision(),
-        recipe=model.card["recipe"],
+        recipe=card["recipe"],
     )
     table = summary_table(splits, scores)
     write_text(output / "scores.txt", table + "\n")
@@ -871,7 +936,10 @@ def add_gallery(parser: argparse.ArgumentParser) -> None:
         made.add_argument("gallery", metavar="GALLERY", help="folder that index or the main job made")
         return made
 
-    action("info", "what it holds").add_argument("--json", action="store_true", help="print it as JSON")
+    info = action("info", "what it holds, and who may query it")
+    info.add_argument("--json", action="store_true", help="print it as JSON")
+    info.add_argument("--weights", nargs="+", default=[], metavar="FILE", help="models, also exported: which of "
+                      "them may query it")  # fmt: skip
     action("check", "verify every byte; exit code 1 where something is wrong").add_argument(
         "--repair", action="store_true", help="keep every vector that is whole, drop the images of the others"
     )
@@ -902,6 +970,33 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="FILE", help="the file to write")
 
 
+def add_export(parser: argparse.ArgumentParser) -> None:
+    from reid.export import FORMATS
+
+    def batch(text: str) -> int | None:
+        number = 0 if text == "dynamic" else int(text)
+        if number < 1 and text != "dynamic":
+            raise ValueError(text)
+        return number or None
+
+    def parts(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="for onnxruntime, OpenVINO, libtorch or "
+                        "Rockchip's NPU")  # fmt: skip
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32, of rknn fp16)")
+    parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="of rknn (default: rk3588)")
+    parser.add_argument("--batch", type=batch, metavar="N|dynamic", help="images a run (default: dynamic, any number)")
+    parser.add_argument("--branches", type=parts, metavar="1,2", help="keep only the branches of so many parts, which "
+                        "are smaller, faster and find less (default: all)")  # fmt: skip
+    parser.add_argument("--flip", action="store_true", help="sum the features of image and mirror image inside, as the "
+                        "other commands do with .safetensors; twice the work")  # fmt: skip
+    parser.add_argument("--crops", type=int, default=256, metavar="N", help="of int8: training crops (default: 256)")
+    parser.add_argument("--output", metavar="FILE", help="(default: runs/WEIGHTS-PRECISION and the format's suffix)")
+    add_data(parser, "synthetic")
+
+
 def add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", metavar="DIR", required=True, help="the folder that holds train/ and val/")
     add_recipe(parser, "configs/imagenet.yaml")
@@ -920,6 +1015,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[
     "gallery": (gallery_command, add_gallery),
     "check-data": (check_data_command, add_check_data),
     "pack": (pack_command, add_pack),
+    "export": (export_command, add_export),
     "pretrain": (pretrain_command, add_pretrain),
 }
 

@@ -1,8 +1,8 @@
 """Person re-identification: train, embed, evaluate, search. Imports torch only when a name that needs it is used.
 
 >>> import reid
->>> model = reid.load_model("model.safetensors")            # doctest: +SKIP
->>> features = reid.Embedder(model).embed(["a.jpg", "b.jpg"])  # doctest: +SKIP
+>>> embedder = reid.Embedder("model.safetensors")       # doctest: +SKIP
+>>> features = embedder.embed(["a.jpg", "b.jpg"])        # doctest: +SKIP
 """
 
 from __future__ import annotations

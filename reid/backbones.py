@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import scgnet
 from reid.types import ReidError
+from scgnet.pieces import in_pieces
 
 Parts = tuple[nn.Sequential, nn.Sequential]
 
@@ -122,6 +123,21 @@ BACKBONES: dict[str, Backbone] = {
     "osnet_x1_0": Backbone(_osnet("osnet_x1_0"), _cut_osnet, 512, stride=16),
     "osnet_x0_25": Backbone(_osnet("osnet_x0_25"), _cut_osnet, 128, stride=16),
 }
+
+
+# The pieces that cost least under MGN by the compiler of each of Rockchip's chips, int8, its uncounted copies charged;
+# of two within 1 %, the fewer (docs/npu.md). Other backbones have one form.
+NPU_PIECES = {
+    "rk3588": {"scgnet_s": 0, "scgnet_m": 2, "scgnet_l": 4},
+    "rk3566": {"scgnet_s": 4, "scgnet_m": 3, "scgnet_l": 8},
+}
+
+
+def for_npu(name: str, network: nn.Module, platform: str) -> tuple[nn.Module, int]:
+    """A network that holds backbone `name`, in the form of equal values that costs least on that chip, and its pieces;
+    0 and a copy where that is the plain form."""
+    pieces = NPU_PIECES[platform].get(name, 0)
+    return in_pieces(network, pieces), pieces
 
 
 def get(name: str) -> Backbone:

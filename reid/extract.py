@@ -1,6 +1,6 @@
 """Images -> embeddings: (N, D) float32 of unit length, image and mirror image summed, resumable.
 
-features = Embedder(load_model("model.safetensors")).embed(paths)
+features = Embedder("model.safetensors").embed(paths)
 """
 
 from __future__ import annotations
@@ -9,70 +9,67 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from reid.data import identity, prefetch, read_images
+from reid.encoder import Encoder, TorchEncoder, open_encoder
 from reid.files import atomic_file
 from reid.model import ReidModel
-from reid.types import ReidError
-
-
-def pick_device(name: str | None = None) -> torch.device:
-    """The device of that name; without one, CUDA where there is one, else the CPU."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise ReidError(f"device {name!r} cannot be used ({reason}); try --device cpu") from None
-    return device
 
 
 class Embedder:
-    """A model made ready to embed image files: evaluation mode, channels-last, float32.
+    """A model made ready to embed image files.
 
-    flip: the features of the image and of its mirror image are summed (MGN section 4.1).
+    source: a model, the file of one (.safetensors, or exported: .onnx, .xml), or any `Encoder`.
+    flip, device: of a model in PyTorch; flip sums the features of the image and of its mirror image.
     """
 
     def __init__(
-        self, model: ReidModel, *, batch_size: int = 64, flip: bool = True, device: str | torch.device | None = None
+        self,
+        source: ReidModel | Encoder | str | Path,
+        *,
+        batch_size: int = 64,
+        flip: bool = True,
+        device: str | torch.device | None = None,
     ) -> None:
-        self.device = device if isinstance(device, torch.device) else pick_device(device)
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.batch_size, self.flip = batch_size, flip
+        if isinstance(source, str | Path):
+            source = open_encoder(source, flip=flip, device=device)
+        elif isinstance(source, ReidModel):
+            source = TorchEncoder(source, flip=flip, device=device)
+        self.encoder, self.batch_size = source, batch_size
         self._images, self._seconds = 0, 0.0
 
     @property
+    def card(self) -> Mapping[str, Any]:
+        return self.encoder.card
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        return self.encoder.input_size
+
+    @property
     def dimension(self) -> int:
-        return self.model.dimension
+        return self.encoder.dimension
 
     @property
     def fingerprint(self) -> str:
         """Of the model and of how it is used: embeddings compare only where this is equal."""
-        return self.model.fingerprint + ("" if self.flip else "-noflip")
+        return self.encoder.fingerprint
 
     @property
     def images_per_second(self) -> float | None:
         """Of `embed` so far, reading the files included; None before it embedded anything."""
         return self._images / self._seconds if self._images else None
 
-    @torch.inference_mode()
-    def features(self, pixels: np.ndarray) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, F, D) on the device, summed over image and mirror image, not of unit length."""
-        images = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)  # a copy: they may be read-only
-        features = self.model.features(images)
-        return features + self.model.features(images.flip(3)) if self.flip else features
-
     def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) RGB uint8 of the model's input size -> (B, D) float32 of unit length."""
-        vectors = self.features(pixels).flatten(1)
-        return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+        return self.encoder.encode(pixels)
 
     def embed(
         self, paths: Sequence[str | Path], *, save: Path | None = None, progress: bool = False, desc: str = "embedding"
@@ -94,7 +91,7 @@ class Embedder:
         return self._embed_into(save, names, progress, desc)
 
     def _batches(self, paths: list[str], start: int, progress: bool, desc: str) -> Iterator[np.ndarray]:
-        size, step = self.model.input_size, self.batch_size
+        size, step = self.input_size, self.batch_size
         starts = range(start, len(paths), step)
         began = time.monotonic()
         with tqdm(total=len(paths), initial=start, desc=desc, unit="img", disable=not progress) as bar:

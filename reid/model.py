@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from reid.types import ReidError
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
+
+NO_FLIP = "-noflip"  # what a fingerprint ends with where the mirror image is not looked at
 
 ARCHITECTURE = ("backbone", "branches", "dim", "pool", "neck")  # the keys of Config that shape the network
 
@@ -91,6 +93,22 @@ class ReidModel(nn.Module):
             told = ", ".join(f"{key} {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key])
             raise ReidError(f"{name} is a model of another architecture ({told})")
         self.head.start_from(other.head)
+
+    def with_branches(self, parts: Sequence[int]) -> ReidModel:
+        """A model of the branches with that many parts alone, without classifier; it has a fingerprint of its own.
+
+        ReidError where there is no such branch.
+        """
+        table = self.card["architecture"]["branches"]
+        absent = [count for count in parts if count not in [branch[0] for branch in table]]
+        if absent or not parts:
+            raise ReidError(f"the model's branches are of {', '.join(str(b[0]) for b in table)} parts, not "
+                            f"{', '.join(map(str, absent)) or 'none'}")  # fmt: skip
+        kept = [branch for branch in table if branch[0] in parts]
+        card = {key: value for key, value in self.card.items() if key not in ("calibration", "scores")}
+        slim = ReidModel(card | {"architecture": self.card["architecture"] | {"branches": kept}, "num_classes": 0})
+        slim.start_from(self, "the model")
+        return slim.eval()
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """RGB (B, 3, H, W), uint8 or [0, 1] -> zero mean, unit variance by the card."""

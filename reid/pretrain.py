@@ -31,7 +31,7 @@ from reid import backbones, distributed, tensors
 from reid.config import PretrainConfig, as_dict
 from reid.data import open_image
 from reid.distributed import World
-from reid.extract import pick_device
+from reid.encoder import pick_device
 from reid.loop import Step, Term, Training, check_same
 from reid.model import MEAN, STD, git_revision
 from reid.types import ReidError

@@ -26,8 +26,8 @@ from reid.backbones import read_pretrained
 from reid.config import Config, as_dict
 from reid.data import identity, load_pixels
 from reid.distributed import World
+from reid.encoder import TorchEncoder, pick_device
 from reid.evaluate import Scores, evaluate
-from reid.extract import Embedder, pick_device
 from reid.loop import Interrupted as Interrupted
 from reid.loop import Step, Term, Training, check_same
 from reid.losses import ReidLoss
@@ -37,6 +37,7 @@ from reid.schedule import lr_at
 from reid.tensors import file_digest
 from reid.types import ReidError, Sample
 
+WATCH_BATCH = 64
 WATCHED_IDENTITIES = 64  # of the training set, where none are held out
 FILL = [round(255 * value) for value in MEAN]
 
@@ -448,10 +449,9 @@ def watch(model: ReidModel, samples: Sequence[Sample], pixels: np.ndarray, devic
 
     The first image of each person and camera is a query, the others the gallery. Empty where no query has a match.
     """
-    embedder = Embedder(model, flip=False, device=device)
-    starts = range(0, len(pixels), embedder.batch_size)
-    batches = [np.ascontiguousarray(pixels[i : i + embedder.batch_size]) for i in starts]
-    features = np.concatenate([embedder.features(batch).cpu().numpy() for batch in batches])
+    encoder = TorchEncoder(model, flip=False, device=device)
+    batches = [pixels[i : i + WATCH_BATCH] for i in range(0, len(pixels), WATCH_BATCH)]
+    features = np.concatenate([encoder.features(batch).cpu().numpy() for batch in batches])
     pids, camids = np.array([s.pid for s in samples]), np.array([s.camid for s in samples])
     is_query = np.zeros(len(samples), bool)
     is_query[np.unique(np.stack((pids, camids)), axis=1, return_index=True)[1]] = True

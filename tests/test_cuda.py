@@ -92,7 +92,7 @@ def test_nccl_carries_gradients(make_model: Callable[..., ReidModel], alone: Wor
 
 
 def test_a_card_that_is_not_there_is_refused() -> None:
-    from reid.extract import pick_device
+    from reid.encoder import pick_device
     from reid.types import ReidError
 
     with pytest.raises(ReidError, match="cannot be used"):

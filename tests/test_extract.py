@@ -14,7 +14,8 @@ from PIL import Image
 import reid
 import reid.extract
 from reid.data import read_images
-from reid.extract import Embedder, pick_device
+from reid.encoder import pick_device
+from reid.extract import Embedder
 from reid.types import ReidError
 
 BATCH = 4
@@ -86,7 +87,7 @@ def test_a_model_in_training_mode_is_embedded_in_evaluation_mode(make_model, pat
 
 @pytest.mark.filterwarnings("error")
 def test_pixels_may_be_read_only_or_a_view(embedder, paths):
-    pixels = read_images(paths[:2], embedder.model.input_size)
+    pixels = read_images(paths[:2], embedder.input_size)
     expected = embedder.embed(paths[:2])
     mirrored = pixels[:, :, ::-1]
     pixels.flags.writeable = False
@@ -194,7 +195,7 @@ def test_the_models_weights_may_change_between_calls(make_model, paths, tmp_path
     embedder = Embedder(make_model(), device="cpu")
     before = embedder.embed(paths[:4], save=tmp_path / "rows.npy")
     with torch.no_grad():
-        embedder.model.head.reduction.mul_(torch.randn(1, 8, 1))
+        embedder.encoder.model.head.reduction.mul_(torch.randn(1, 8, 1))
     after = embedder.embed(paths[:4], save=tmp_path / "rows.npy")
     assert np.abs(after - before).max() > 1e-2
 

@@ -28,6 +28,7 @@ from reid.types import ReidError
 
 if TYPE_CHECKING:
     from reid.calibration import Calibration
+    from reid.encoder import Encoder
     from reid.extract import Embedder
 
 _KNOWN = ("path", "pid", "camid", "time")  # columns of a table of images; the others become free fields
@@ -154,9 +155,8 @@ def _hash(path: str) -> str:
 
 def create(folder: Path, embedder: Embedder, weights: Path) -> Gallery:
     """An empty gallery for this model's vectors, with a copy of the model."""
-    size = embedder.model.input_size
-    return Gallery.create(folder, dimension=embedder.dimension, fingerprint=embedder.fingerprint, input_size=size,
-                          model=weights)  # fmt: skip
+    return Gallery.create(folder, dimension=embedder.dimension, fingerprint=embedder.fingerprint,
+                          input_size=embedder.input_size, model=weights)  # fmt: skip
 
 
 # ---- search
@@ -314,14 +314,18 @@ def _as_csv(queries: Sequence[str], found: Sequence[Sequence[Answer]]) -> str:
 
 
 def info(args: Namespace) -> int:
-    """What a gallery holds."""
+    """What a gallery holds, and which of the models in --weights may query it."""
+    from reid.encoder import open_encoder
+
     known = Gallery.open(args.gallery).info()
+    asked = {weights: open_encoder(weights) for weights in args.weights}
     values = known._asdict()
     for name in ("times", "added"):
         span = values[name]
         values[name] = span and [show_time(span[0]), show_time(span[1])]
     if args.json:
-        print(json.dumps(values, indent=2))
+        may = {weights: encoder.fingerprint == known.fingerprint for weights, encoder in asked.items()}
+        print(json.dumps(values | ({"may_query": may} if may else {}), indent=2))
         return 0
     if values["cameras"]:
         values["cameras"] = ", ".join(f"{camid}: {count:,}" for camid, count in known.cameras.items())
@@ -329,7 +333,24 @@ def info(args: Namespace) -> int:
     for name, value in values.items():
         shown = " to ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else value
         print(f"{name.replace('_', ' '):<15} {'-' if value in (None, {}) else shown}")
+    for weights, encoder in asked.items():
+        print(f"{weights}: {_standing(encoder, known.fingerprint)}")
     return 0
+
+
+def _standing(encoder: Encoder, fingerprint: str) -> str:
+    """Whether a model's queries compare with vectors of that fingerprint, and what was measured of it."""
+    if encoder.fingerprint != fingerprint:
+        return f"may not query: its vectors are of {encoder.fingerprint}"
+    made = encoder.card.get("export")
+    if made is None:
+        return "may query: the model itself"
+    proof = made["proof"]
+    return (
+        f"may query: {made['format']} {made['precision']}, cosine {proof['cosine_mean']:.4f} to the model, its queries "
+        f"on the model's gallery {100 * (proof['mixed']['mAP'] - proof['model']['mAP']):+.2f} points of mAP "
+        f"({proof['dataset']})"
+    )
 
 
 def check_files(args: Namespace) -> int:

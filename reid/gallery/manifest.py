@@ -14,7 +14,12 @@ from reid.types import ReidError
 
 FORMAT_VERSION = 2
 METRIC = "cosine"
-MANIFEST, DATABASE, MODEL = "manifest.json", "gallery.sqlite", "model.safetensors"
+MANIFEST, DATABASE = "manifest.json", "gallery.sqlite"
+MODELS = {  # a gallery holds at most one model, under one of these names, and the file that goes with it
+    "model.safetensors": ("model.safetensors",),
+    "model.onnx": ("model.onnx",),
+    "model.xml": ("model.xml", "model.bin"),  # OpenVINO's graph and weights
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Manifest:
     input_size: tuple[int, int]
     dimension: int
     metric: str
-    model: str | None  # SHA-256 of the model's copy
+    model: str | None  # SHA-256 of the model's copy, of both files' bytes where it has two
 
 
 def read_manifest(folder: Path) -> Manifest:

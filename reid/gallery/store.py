@@ -26,7 +26,7 @@ from reid.gallery.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     METRIC,
-    MODEL,
+    MODELS,
     Manifest,
     damaged,
     read_manifest,
@@ -151,10 +151,7 @@ class Gallery:
             raise ReidError(f"gallery {path}: there is no model file {model}")
         height, width = map(int, input_size)
         with told(path, writing=True), atomic_folder(path) as folder:
-            if model is not None:
-                with atomic_file(folder / MODEL) as temporary:
-                    shutil.copyfile(model, temporary)
-            digest = hash_file(folder / MODEL) if model is not None else None
+            digest = _copy_model(Path(model), folder) if model is not None else None
             manifest = Manifest(FORMAT_VERSION, fingerprint, (height, width), int(dimension), METRIC, digest)
             with atomic_file(folder / DATABASE) as temporary, contextlib.closing(sqlite3.connect(temporary)) as db:
                 db.executescript(_SCHEMA)
@@ -274,7 +271,7 @@ class Gallery:
             return None
         if trouble := self._model_trouble():
             raise damaged(self.path, trouble)
-        return self.path / MODEL
+        return self.path / self._model_name()
 
     def check_model(self, fingerprint: str) -> None:
         """Raises ReidError unless the gallery's vectors were made by the model of that fingerprint."""
@@ -765,10 +762,15 @@ class Gallery:
     def _model_trouble(self) -> str | None:
         if self._manifest.model is None:
             return None
-        file = self.path / MODEL
-        if not file.is_file():
-            return f"{MODEL} is missing"
-        return None if hash_file(file) == self._manifest.model else f"{MODEL} is not what was written"
+        name = self._model_name()
+        files = [self.path / file for file in MODELS[name]]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            return f"{missing[0]} is missing"
+        return None if hash_file(*files) == self._manifest.model else f"{name} is not what was written"
+
+    def _model_name(self) -> str:
+        return next((name for name in MODELS if (self.path / name).is_file()), next(iter(MODELS)))
 
 
 def fuse(vectors: np.ndarray) -> np.ndarray:
@@ -781,10 +783,24 @@ def fuse(vectors: np.ndarray) -> np.ndarray:
     return fused
 
 
-def hash_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _copy_model(model: Path, folder: Path) -> str:
+    """Copies a model's file, or files, under the gallery's names for them; their digest."""
+    name = f"model{model.suffix}" if f"model{model.suffix}" in MODELS else next(iter(MODELS))
+    copies = [folder / file for file in MODELS[name]]
+    for source, copy in zip([model, *(model.with_suffix(file.suffix) for file in copies[1:])], copies):
+        with atomic_file(copy) as temporary:
+            shutil.copyfile(source, temporary)
+    return hash_file(*copies)
+
+
+def hash_file(*paths: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, or of several ones' in turn, hexadecimal."""
+    sha = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                sha.update(block)
+    return sha.hexdigest()
 
 
 def _grouped(

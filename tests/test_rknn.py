@@ -1,0 +1,83 @@
+"""Rockchip's NPU: forms of equal values, the compiler's table, and a file compiled where its environment is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import scgnet
+from reid.export import load, rockchip
+from reid.export.rknn import export_rknn
+from reid.export.rockchip import Compiled, compile_onnx, parse_table
+from reid.types import ReidError
+from scgnet.pieces import in_pieces
+from tests.conftest import settle
+
+TIME = "D RKNN: [01:02:03.004] "
+LOG = f"""\
+{TIME}        Network Layer Information Table
+{TIME}ID   OpType         DataType Target InputShape               OutputShape Cycles(DDR/NPU/Total)  RW(KB)  FullName
+{TIME}0    InputOperator  INT8     CPU    \\                        (1,3,8,8)   0/0/0        0   InputOperator:x
+{TIME}1    ConvRelu       INT8     NPU    (1,3,8,8),(4,3,3,3),(4)  (1,4,8,8)   600/900/900  10  Conv:/a/Conv
+{TIME}2    Concat         INT8     NPU    (1,4,8,8),(1,4,8,8)      (1,8,8,8)   0/0/0        20  Concat:/b
+{TIME}3    ConvReluAdd    INT8     NPU    (1,8,8,8),(8,8,1,1),...  (1,8,8,8)   700/50/700   10  Conv:/c/Conv
+{TIME}4    OutputOperator INT8     CPU    (1,8,8,8)                \\           0/0/0        5   OutputOperator:y
+I rknn building done.
+"""
+
+
+@pytest.mark.parametrize(("name", "groups"), [("scgnet_s", 4), ("scgnet_m", 6), ("scgnet_l", 8)])
+def test_blocks_in_pieces_give_the_values_of_the_plain_network(name: str, groups: int) -> None:
+    torch.manual_seed(0)
+    network = getattr(scgnet, name)(num_classes=0)
+    settle(network)
+    network.eval()
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        plain = network(images)
+        for pieces in (1, 2, groups, (0, 1, 2)):
+            made = in_pieces(network, pieces)
+            assert (made(images) - plain).abs().max() <= 2e-6 * plain.abs().max()
+        assert torch.equal(network(images), plain)  # itself it is as it was
+    convolutions = [m for m in in_pieces(network, 2).modules() if isinstance(m, torch.nn.Conv2d)]
+    assert {m.groups for m in convolutions if m.groups < m.in_channels} == {1}
+    with pytest.raises(ValueError, match="cannot be cut into 5 pieces"):
+        in_pieces(network, 5)
+
+
+def test_the_last_table_of_a_log_is_read() -> None:
+    operators = parse_table("noise\n" + LOG.replace("900", "1") + LOG)
+    assert [(o.type, o.target, o.cycles, o.kilobytes) for o in operators] == [
+        ("InputOperator", "CPU", 0, 0), ("ConvRelu", "NPU", 900, 10), ("Concat", "NPU", 0, 20),
+        ("ConvReluAdd", "NPU", 700, 10), ("OutputOperator", "CPU", 0, 5),
+    ]  # fmt: skip
+    made = Compiled(operators, None, LOG)
+    assert made.cycles == 1600
+    assert made.cycles_with_copies == 1600 + 20 * 65  # the median of 60 and 70 cycles a kilobyte
+    with pytest.raises(ReidError, match="printed no table"):
+        parse_table("E something else\n")
+
+
+def test_without_the_environment_its_command_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rockchip, "ROOT", tmp_path)
+    with pytest.raises(ReidError, match="make rknn-env"):
+        compile_onnx("a.onnx", "a.rknn", "rk3588", "fp16")
+
+
+def test_a_compiled_model_agrees_with_pytorch(make_model, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    if not (rockchip.ROOT / ".venv-rknn" / "bin" / "python").is_file():
+        pytest.skip("Rockchip's compiler is not there: make rknn-env")
+    model = make_model()
+    crops = np.random.default_rng(0).integers(0, 256, (2, *model.input_size, 3), dtype=np.uint8)
+    file = tmp_path / "model.rknn"
+    card = export_rknn(model, file, "rk3588", "fp16", crops=crops, calibration=crops[:0])
+    assert card == json.loads((tmp_path / "model.rknn.json").read_text())
+    assert card["simulator"]["cosine_min"] > 0.9999
+    assert card["bytes"] == file.stat().st_size and card["estimated_cycles"] > 0
+    with pytest.raises(ReidError, match="runs on an NPU"):
+        load(file)
