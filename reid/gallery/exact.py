@@ -50,7 +50,7 @@ def _all(
     places, scores = [], []
     step = max(1, _VALUES // queries.shape[1])
     for start, rows, vectors in _blocks(segments, chosen, step, step):
-        scores.append(_exact(queries, vectors if rows is None else vectors[rows]))
+        scores.append(inner(queries, vectors if rows is None else vectors[rows]))
         places.append(start + (np.arange(len(vectors)) if rows is None else rows))
     where, values = np.concatenate(places), np.concatenate(scores, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")[:, :top_k]
@@ -88,7 +88,7 @@ def _candidates(
     for i, pieces in enumerate(kept):
         places, values = (np.concatenate(x) for x in zip(*pieces))
         places = places[values >= least[i]]  # ascending
-        exact = _exact(queries[i : i + 1], take(segments, places))[0]
+        exact = inner(queries[i : i + 1], take(segments, places))[0]
         order = np.argsort(-exact, kind="stable")[:top_k]
         found[i], scores[i] = places[order], exact[order]
     return found, scores
@@ -125,7 +125,7 @@ def _blocks(
         offset += len(vectors)
 
 
-def _exact(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def inner(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """(Q, n) float64 scores, the same in whatever order they are summed: see `reid.evaluate`."""
     product: np.ndarray = _on_grid(queries) @ _on_grid(vectors).T
     return product / float(_GRID) ** 2
