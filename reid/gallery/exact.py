@@ -94,6 +94,19 @@ def _candidates(
     return found, scores
 
 
+def order(
+    query: np.ndarray, segments: Sequence[np.ndarray], places: np.ndarray, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The top_k nearest of some rows, ascending, to one query (1, D): rows and scores, (top_k,)."""
+    vectors = take(segments, places)
+    rough = vectors @ query[0]
+    least = np.partition(rough, len(rough) - top_k)[-top_k] - 2 * _error(query.shape[1])
+    near = np.flatnonzero(rough >= least)
+    scores = inner(query, vectors[near])[0]
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    return places[near[best]], np.clip(scores[best], -1, 1).astype(np.float32)
+
+
 def take(segments: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Those rows, ascending, of the segments' rows counted through: (n, D) float32."""
     bounds = np.searchsorted(rows, np.cumsum([0, *map(len, segments)]))
@@ -126,7 +139,7 @@ def _blocks(
 
 
 def inner(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """(Q, n) float64 scores, the same in whatever order they are summed: see `reid.evaluate`."""
+    """(Q, n) float64 products, the same in whatever order they are summed: see `reid.evaluate`."""
     product: np.ndarray = _on_grid(queries) @ _on_grid(vectors).T
     return product / float(_GRID) ** 2
 

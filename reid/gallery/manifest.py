@@ -12,7 +12,7 @@ from typing import Any
 
 from reid.types import ReidError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 METRIC = "cosine"
 MANIFEST, DATABASE, MODEL = "manifest.json", "gallery.sqlite", "model.safetensors"
 
