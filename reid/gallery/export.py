@@ -26,8 +26,8 @@ def export(
     """Writes all images to a new folder and returns the names of its files.
 
     vectors.npy, (N, D) float32, and entries.csv, a line for each of its rows; or with parquet one gallery.parquet with
-    both; of a compact gallery, the vectors that its codes stand for. faiss: besides, gallery.faiss, an exact index whose ids are the keys. Times are ISO 8601, in UTC. Raises
-    ReidError.
+    both. Of a compact gallery the vectors are what its codes stand for. faiss: besides, gallery.faiss, an exact index
+    whose ids are the keys. Times are ISO 8601, in UTC. Raises ReidError.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -83,9 +83,7 @@ def _flat_index(view: _View, blocks: list[np.ndarray], dimension: int) -> Any:
     return index
 
 
-def _write_parquet(
-    file: Path, entries: list[Entry], blocks: list[np.ndarray], view: _View, dimension: int
-) -> None:
+def _write_parquet(file: Path, entries: list[Entry], blocks: list[np.ndarray], view: _View, dimension: int) -> None:
     import pyarrow
     from pyarrow import parquet
 

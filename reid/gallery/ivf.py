@@ -145,7 +145,9 @@ class Lists:
         quantizer = faiss.IndexFlatIP(width)
         quantizer.add(np.ascontiguousarray(self.centres))
         kind = faiss.ScalarQuantizer.QT_8bit
-        index = faiss.IndexIVFScalarQuantizer(quantizer, width, len(self.sizes), kind, faiss.METRIC_INNER_PRODUCT, False)
+        index = faiss.IndexIVFScalarQuantizer(
+            quantizer, width, len(self.sizes), kind, faiss.METRIC_INNER_PRODUCT, False
+        )
         index.own_fields, index.is_trained = True, True
         quantizer.this.disown()
         faiss.copy_array_to_vector(np.concatenate([self.codec.low, 255 * self.codec.step]), index.sq.trained)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reid.gallery import codec, exact, learnt
-from reid.gallery.coded import Coded
 from reid.gallery.codec import Codec
+from reid.gallery.coded import Coded
 from reid.gallery.ivf import Lists
 from reid.gallery.learnt import CODEC, INDEX
 from reid.gallery.segments import Damage, Segment
@@ -116,7 +116,9 @@ def _learn_codec(gallery: Gallery, db: sqlite3.Connection) -> None:
 def _learn_index(gallery: Gallery, db: sqlite3.Connection, recall: float) -> None:
     parts = gallery._segments(db)
     live = _live(parts)
-    lists = Lists.learn(_codec_of(gallery, parts), _live_keys(parts), gallery._pieces(parts, gallery._checksums(db), None))
+    lists = Lists.learn(
+        _codec_of(gallery, parts), _live_keys(parts), gallery._pieces(parts, gallery._checksums(db), None)
+    )
     lists, reached = lists.tuned(_vectors(parts), live, recall)
     probes = {str(k): v for k, v in lists.probes.items()}
     settings = {"learnt_from": len(lists.keys), "lists": len(lists.sizes), "probes": probes, "depth": lists.depth,

@@ -22,8 +22,8 @@ import numpy as np
 from reid.evaluate import UNIT_TOLERANCE, is_unit, row_norms
 from reid.files import atomic_file, atomic_folder, write_json
 from reid.gallery import exact, learnt, presets, segments
-from reid.gallery.coded import Coded
 from reid.gallery.codec import Codec, width_of
+from reid.gallery.coded import Coded
 from reid.gallery.ivf import TOP_K, Indexed, Lists
 from reid.gallery.learnt import CODEC, INDEX, Learnt
 from reid.gallery.manifest import (
