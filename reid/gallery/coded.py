@@ -61,7 +61,7 @@ class Coded:
             count = min(top_k + _MORE, int(np.count_nonzero(mask)))
             if count:
                 bits = np.packbits(mask, bitorder="little")
-                more = {} if mask.all() else {"sel": faiss.IDSelectorBitmap(bits)}
+                more = {} if mask.all() else {"sel": faiss.IDSelectorBitmap(bits)}  # type: ignore
                 score, row = scan.search(queries, count, params=faiss.SearchParameters(**more))
                 places.append(row + start)
                 values.append(score)

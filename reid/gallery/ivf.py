@@ -145,7 +145,7 @@ class Lists:
         quantizer = faiss.IndexFlatIP(width)
         quantizer.add(np.ascontiguousarray(self.centres))
         kind = faiss.ScalarQuantizer.QT_8bit
-        index = faiss.IndexIVFScalarQuantizer(
+        index: Any = faiss.IndexIVFScalarQuantizer(
             quantizer, width, len(self.sizes), kind, faiss.METRIC_INNER_PRODUCT, False
         )
         index.own_fields, index.is_trained = True, True
@@ -169,7 +169,7 @@ class Lists:
         more: dict[str, Any] = {"nprobe": min(probes, len(self.sizes))}
         if chosen is not None:
             bits = np.packbits(chosen, bitorder="little")
-            more["sel"] = faiss.IDSelectorBitmap(bits)
+            more["sel"] = faiss.IDSelectorBitmap(bits)  # type: ignore
         found: np.ndarray = self._index.search(projected, count, params=faiss.SearchParametersIVF(**more))[1]
         return found
 

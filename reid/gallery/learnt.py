@@ -37,7 +37,7 @@ class Learnt(NamedTuple):
 def named(db: sqlite3.Connection) -> Learnt | None:
     """What the database names."""
     row = db.execute("SELECT number, kind, digest, settings FROM learnt").fetchone()
-    return row and Learnt(*row[:3], json.loads(row[3]))
+    return Learnt(row[0], row[1], row[2], json.loads(row[3])) if row else None
 
 
 def drop(db: sqlite3.Connection) -> None:

@@ -91,9 +91,8 @@ def keep_up(gallery: Gallery, db: sqlite3.Connection, *, prune: bool = False) ->
     assert isinstance(lists, Lists)
     new = keys[keys > now.settings["last_key"]]
     rows = np.flatnonzero(_live(parts))[len(keys) - len(new) :]
-    codes = [lists.codec.encode(piece) for piece in _taken(parts, rows)]
-    codes = np.concatenate([np.empty((0, lists.codec.width), np.uint8), *codes])
-    lists = lists.joined(new, codes, np.isin(lists.keys, keys))
+    codes = [np.empty((0, lists.codec.width), np.uint8), *map(lists.codec.encode, _taken(parts, rows))]
+    lists = lists.joined(new, np.concatenate(codes), np.isin(lists.keys, keys))
     _save_index(gallery, db, lists, now.settings)
 
 

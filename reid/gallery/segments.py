@@ -37,7 +37,7 @@ class Segment:
 
     number: int
     keys: np.ndarray  # (n,) int64, ascending
-    vectors: np.ndarray  # (n, D) float32, or (n, d) uint8 codes; mapped: the bytes stay there while this is held, whoever unlinks the file
+    vectors: np.ndarray  # (n, D) float32 or (n, d) uint8; mapped: the bytes stay while this is held, whoever unlinks it
     live: np.ndarray  # (n,) bool
 
     @property
@@ -97,7 +97,8 @@ def load(folder: Path, number: int, count: int, layout: Layout) -> np.ndarray:
 
 
 def salvage(folder: Path, number: int, sums: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Of the n rows that a file should hold: those that stand where they should (m <= n, width), and which are whole (n,).
+    """Of the n rows that a file should hold: those that stand where they should (m <= n, width), and which of the n are
+    whole.
 
     The header is not looked at: its length follows from its contents.
     """

@@ -231,7 +231,8 @@ class Gallery:
             last = page[-1].key
 
     def vectors(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, D) float32, the vectors of those images; of a compact gallery what its codes stand for. Raises ReidError for a key that there is not."""
+        """(n, D) float32, the vectors of those images; of a compact gallery what its codes stand for. Raises ReidError
+        for a key that there is not."""
         with self.reading():
             view = self._seen()
         places = np.searchsorted(view.keys, keys)
@@ -377,14 +378,13 @@ class Gallery:
             return None
         known = self._indexed
         if known is None or known[:2] != (view.learnt.number, view.generation):
-            lists: Codec | Lists | None
+            lists: Codec | Lists | None = None
             if known is not None and known[0] == view.learnt.number:
-                lists = known[2] and known[2].lists
+                lists = known[2].lists if known[2] is not None else None
             else:
                 try:
                     lists = learnt.load(self.path, view.learnt)
                 except Damage as damage:
-                    lists = None
                     warnings.warn(f"gallery {self.path}: {damage}; searched exactly, without it; gallery check "
                                   "--repair learns it anew", stacklevel=3)  # fmt: skip
             made = Indexed(lists, view.keys) if isinstance(lists, Lists) else None
@@ -494,11 +494,12 @@ class Gallery:
         """Deletes every trace of one person from the gallery's files, and proves it.
 
         Their rows in SQLite are overwritten, the files that held their vectors (or those of images removed before, of
-        whomever) are written anew without them, an index is learnt anew, the database is packed. Then every file of the folder is searched for
-        the bytes of their paths, content hashes and vectors; what remaining images have in common with them (a path
-        that contains one, an equal vector) does not count. Raises ReidError that names a file with a trace. May be
-        repeated, and goes on where it was killed. Readers that have the old files open keep them until they read
-        again; copies and exports made elsewhere are theirs who made them.
+        whomever) are written anew without them, an index is learnt anew from who remains, the database is packed. Then
+        every file of the folder is searched for the bytes of their paths, content hashes, vectors and codes; what
+        remaining images have in common with them (a path that contains one, an equal vector) does not count. Raises
+        ReidError that names a file with a trace. May be repeated, and goes on where it was killed. Readers that have
+        the old files open keep them until they read again; copies and exports made elsewhere are theirs who made them.
+        A compact gallery's codec, means over all that it was learnt from, stays.
         """
         person = as_pid(pid)
         if person is None:
