@@ -900,8 +900,8 @@ def add_preset(parser: argparse.ArgumentParser, name: str) -> None:
                         "new gallery); compact: codes of a thirty-second of their bytes in the vectors' place, for "
                         "good; large: besides the vectors an index, tuned to --recall; auto: exact, and large from "
                         "100,000 images on")  # fmt: skip
-    parser.add_argument("--recall", type=float, default=0.99, metavar="R", help="of large: the share of the nearest 10, "
-                        "100 or 500 images that a search finds (default: 0.99)")  # fmt: skip
+    parser.add_argument("--recall", type=float, default=0.99, metavar="R", help="of large: the share of the nearest "
+                        "10, 100 or 500 images that a search finds (default: 0.99)")  # fmt: skip
 
 
 def add_check_data(parser: argparse.ArgumentParser) -> None:

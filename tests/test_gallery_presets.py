@@ -15,7 +15,7 @@ from reid.types import ReidError
 from tests.forks import Forks
 from tests.test_gallery import KILLS, WRITING, create, files_of, flip, kill, random_unit, unit
 
-COUNT, WIDE = 3000, 256  # 256 values, 128 bytes of a code
+COUNT, WIDE = 1500, 256  # 256 values, 128 bytes of a code
 
 
 def people(count: int, seed: int = 0, dimension: int = WIDE) -> np.ndarray:
@@ -38,6 +38,8 @@ def recall(found: np.ndarray, true: np.ndarray) -> float:
 @pytest.fixture(autouse=True)
 def _lists_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reid.gallery.ivf._FEW", 50)
+    monkeypatch.setattr("reid.gallery.ivf._TRIALS", 100)
+    monkeypatch.setattr("reid.gallery.ivf.TOP_K", (10,))
 
 
 def built(path: Path, preset: str, count: int = COUNT) -> Gallery:
@@ -116,12 +118,12 @@ def test_what_came_and_went_since_an_index_was_learnt(tmp_path: Path) -> None:
     vectors = np.concatenate([people(COUNT), new])
     for step in ("searched beside it", "taken in", "compacted"):
         if step == "taken in":
-            more = people(1500, seed=11)
-            gallery.add(more, [f"more-{n}" for n in range(1500)])
+            more = people(1100, seed=11)
+            gallery.add(more, [f"more-{n}" for n in range(1100)])
             vectors = np.concatenate([vectors, more])
             assert not index.exists()
             info = gallery.info().learnt
-            assert info is not None and info["images"] == COUNT + 1530
+            assert info is not None and info["images"] == COUNT + 1130
         if step == "compacted":
             gallery.compact()
         left = np.arange(20, len(vectors))

@@ -59,7 +59,8 @@ class Lists:
         """Raises KeyError or ValueError where they are not what `tensors` gives."""
         codec = Codec.from_tensors(tensors)
         names = ("centres", "sizes", "order", "codes", "keys")
-        lists = cls(codec, *(tensors[name] for name in names), {int(k): int(v) for k, v in settings["probes"].items()},
+        centres, sizes, order, codes, keys = (tensors[name] for name in names)
+        lists = cls(codec, centres, sizes, order, codes, keys, {int(k): int(v) for k, v in settings["probes"].items()},
                     int(settings["depth"]))  # fmt: skip
         count = len(lists.keys)
         sound = (
@@ -149,7 +150,7 @@ class Lists:
             quantizer, width, len(self.sizes), kind, faiss.METRIC_INNER_PRODUCT, False
         )
         index.own_fields, index.is_trained = True, True
-        quantizer.this.disown()
+        quantizer.this.disown()  # type: ignore
         faiss.copy_array_to_vector(np.concatenate([self.codec.low, 255 * self.codec.step]), index.sq.trained)
         codes, order = np.ascontiguousarray(self.codes), np.ascontiguousarray(self.order)
         start = 0
