@@ -53,7 +53,7 @@ def built(path: Path, preset: str, count: int = COUNT) -> Gallery:
 @pytest.mark.parametrize(("preset", "least"), [("exact", 1), ("compact", 0.9), ("large", 0.97), ("auto", 1)])
 def test_every_preset_against_numpy(tmp_path: Path, preset: str, least: float) -> None:
     gallery, vectors = built(tmp_path / "g", preset), people(COUNT)
-    queries = unit(vectors[::30] + 0.02 * random_unit(100, 5, WIDE))
+    queries = unit(vectors[::15] + 0.02 * random_unit(100, 5, WIDE))
     for among, chosen in ((np.arange(COUNT), None), (np.arange(COUNT)[::4], Filter(camids=[1]))):
         keys, scores = gallery.search(queries, 10, filter=chosen)
         assert recall(keys, among[nearest(queries, vectors[among], 10)]) >= least

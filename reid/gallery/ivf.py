@@ -51,7 +51,7 @@ class Lists:
                              min_points_per_centroid=1)  # fmt: skip
         means.train(codec.decode(codes[chosen]))
         empty = np.empty(0, np.int64)
-        bare = cls(codec, means.centroids, np.zeros(count, np.int64), empty, codes[:0], empty)
+        bare = cls(codec, np.asarray(means.centroids), np.zeros(count, np.int64), empty, codes[:0], empty)
         return bare.joined(keys, codes)
 
     @classmethod
