@@ -897,7 +897,7 @@ def add_gallery(parser: argparse.ArgumentParser) -> None:
 
 def add_preset(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(name, choices=("exact", "compact", "large", "auto"), help="exact: every vector is looked at (a "
-                        "new gallery); compact: codes of a thirty-second of their bytes in the vectors' place, for "
+                        "new gallery); compact: codes of a fortieth of their bytes in the vectors' place, for "
                         "good; large: besides the vectors an index, tuned to --recall; auto: exact, and large from "
                         "100,000 images on")  # fmt: skip
     parser.add_argument("--recall", type=float, default=0.99, metavar="R", help="of large: the share of the nearest "

@@ -1,7 +1,7 @@
 """How a gallery is kept and searched, by size and need.
 
     exact     float32 vectors, every one looked at
-    compact   codes of a thirty-second of their bytes (see `codec`) in the vectors' place, every one looked at
+    compact   codes of less than a thirty-second of their bytes (see `codec`) in the vectors' place, every one looked at
     large     the vectors, and an index over them that is tuned to a recall (see `ivf`)
     auto      exact, and large from 100,000 images on
 
