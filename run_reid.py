@@ -193,7 +193,8 @@ def index_command(args: argparse.Namespace) -> None:
             refuse_or_tell(bad, args.skip_bad)
         return set(bad)
 
-    print(commands.index(Path(args.gallery), images, load_embedder(weights, args), weights, unreadable))
+    embedder = load_embedder(weights, args)
+    print(commands.index(Path(args.gallery), images, embedder, weights, unreadable, args.preset, args.recall))
 
 
 def search_command(args: argparse.Namespace) -> None:
@@ -872,6 +873,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors (default: the small one that "
                         "comes with the program)")  # fmt: skip
     parser.add_argument("--gallery", metavar="DIR", required=True, help="made if absent; else new images are added")
+    add_preset(parser, "--preset")
     add_common(parser)
 
 
@@ -956,8 +958,18 @@ def add_gallery(parser: argparse.ArgumentParser) -> None:
     add_filter(remove)
     forget = action("forget", "delete every trace of one person from the files, and prove it")
     forget.add_argument("--pid", dest="person", required=True, metavar="P", help="the person")
+    add_preset(action("preset", "how it is kept and searched from now on"), "preset")
     expire = action("expire", "delete old images, by time of capture or where that is unknown of adding")
     expire.add_argument("--older-than", required=True, metavar="AGE", help="12h, 30d, 8w, ...")
+
+
+def add_preset(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(name, choices=("exact", "compact", "large", "auto"), help="exact: every vector is looked at (a "
+                        "new gallery); compact: codes of a fortieth of their bytes in the vectors' place, for "
+                        "good; large: besides the vectors an index, tuned to --recall; auto: exact, and large from "
+                        "100,000 images on")  # fmt: skip
+    parser.add_argument("--recall", type=float, default=0.99, metavar="R", help="of large: the share of the nearest "
+                        "10, 100 or 500 images that a search finds (default: 0.99)")  # fmt: skip
 
 
 def add_check_data(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 import datasets
 import run_reid
 from benchmarks import gallery as bench_gallery
+from benchmarks import presets as bench_presets
 from benchmarks import recipes as bench_recipes
 from benchmarks import torchreid_train as peer
 from benchmarks import train as bench
@@ -315,3 +316,29 @@ def test_the_gallery_benchmark_measures_every_contender(capsys: pytest.CaptureFi
         "open", "memory pass", "product of one", "search of one", "search of one, filtered", "product", "search",
         "search, a camera left out", "faiss.knn",
     ]  # fmt: skip
+
+
+# ---- presets.py
+
+
+def test_the_presets_benchmark_tells_every_preset(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    pids = np.arange(400) // 10 + 1
+    rows = rng.standard_normal((41, 32))[pids] + 0.3 * rng.standard_normal((400, 32))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    images = bench_presets.Images(rows, pids, np.arange(400) % 2 + 1)
+    monkeypatch.setattr(bench_presets, "real", lambda *_: (images, images))
+    assert bench_presets.main(["--data-root", "none", "--images", "1500", "--rounds", "1", "--skip-peers"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert [row[0] for row in table] == ["exact", "large", "compact"]
+    assert float(table[0][1]) == 1 and float(table[1][1]) > 0.95 and float(table[2][1]) > 0.9
+    assert 50 < float(table[0][2]) <= 100
+
+
+def test_mean_ap_of_lists() -> None:
+    query = bench_presets.Images(np.empty((2, 1)), np.array([1, 9]), np.array([1, 1]))
+    images = bench_presets.Images(np.empty((4, 1)), np.array([1, 1, 2, 1]), np.array([1, 2, 2, 2]))
+    found = np.array([[0, 2, 1, 7], [0, 1, 2, 3]])  # own camera, another, a match, a synthetic one; nobody
+    assert bench_presets.mean_ap(found, query, images) == pytest.approx((1 / 2) / 2)

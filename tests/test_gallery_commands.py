@@ -274,3 +274,22 @@ def test_gallery_actions(
     assert "no problems found" in say("check", gallery.path)
     with pytest.raises(SystemExit):
         done("gallery")
+
+
+def test_presets(
+    gallery: Gallery, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["index", crops, "--weights", gallery.model_path, "--gallery", gallery.path, "--preset", "auto"]
+    assert done(*words) == 0
+    assert gallery.info().preset == "auto"
+    capsys.readouterr()
+    assert done("gallery", "preset", gallery.path, "large", "--recall", 0.9) == 0
+    assert "large begins with 1,000" in capsys.readouterr().out
+    monkeypatch.setattr("reid.gallery.codec.LEAST", 20)
+    before = gallery.search(gallery.vectors([3]), 5).keys
+    assert done("gallery", "preset", gallery.path, "compact") == 0
+    assert "kind codec, images 24, bytes 32" in capsys.readouterr().out
+    assert done("gallery", "info", gallery.path) == 0
+    assert "preset          compact" in capsys.readouterr().out
+    assert gallery.search(gallery.vectors([3]), 5).keys[0, 0] == before[0, 0] == 3
+    assert "its vectors are gone" in refused(capsys, "gallery", "preset", gallery.path, "exact")

@@ -3,7 +3,9 @@
     manifest.json        what never changes: format version, model fingerprint, input size, dimension, metric
     gallery.sqlite       what is in it: key, path, content hash, pid, camid, times and free fields of every image, and
                          which vector files hold their vectors, with a checksum of every row
-    vectors-NNNNNN.npy   (n, D) float32 rows, ascending by key; never written to again, memory-mapped
+    vectors-NNNNNN.npy   (n, D) float32 rows, ascending by key; never written to again, memory-mapped. Of a compact
+                         gallery (n, d) uint8 codes, which codec-NNNNNN.safetensors is the key to
+    index-NNNNNN.safetensors  of a large gallery: lists of codes, derived from the vectors
     model.safetensors    the model that made the vectors, if it was given
     lock                 held while somebody writes
 
@@ -19,11 +21,13 @@ be written. A file that is replaced lives on for those who have it open.
 
 from reid.gallery.export import export, to_faiss
 from reid.gallery.health import check, repair
+from reid.gallery.presets import PRESETS
 from reid.gallery.reranked import search_reranked
 from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
 from reid.gallery.store import Entry, Forgotten, Gallery, Info, fuse, hash_file
 
 __all__ = [
+    "PRESETS",
     "Entry",
     "Filter",
     "Forgotten",

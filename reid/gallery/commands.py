@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from reid.files import write_text
+from reid.gallery.codec import LEAST
 from reid.gallery.export import export
 from reid.gallery.health import check, repair
+from reid.gallery.presets import RECALL
 from reid.gallery.reranked import search_reranked
 from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
-from reid.gallery.store import Entry, Gallery, fuse, hash_file
+from reid.gallery.store import Entry, Gallery, Info, fuse, hash_file
 from reid.gallery.values import Field, Pid
 from reid.types import ReidError
 
@@ -99,12 +101,18 @@ def _parse_row(row: Mapping[str, str | None], parent: Path) -> Image:
 
 
 def index(
-    folder: Path, images: Sequence[Image], embedder: Embedder, weights: Path, find_bad: Callable[[list[str]], set[str]]
+    folder: Path,
+    images: Sequence[Image],
+    embedder: Embedder,
+    weights: Path,
+    find_bad: Callable[[list[str]], set[str]],
+    preset: str | None = None,
+    recall: float = RECALL,
 ) -> str:
     """Embeds the images that are new, by their content, into the gallery, made if absent; returns a line about it.
 
     find_bad: of paths, those to leave out, since they cannot be read; it raises ReidError where they may not be.
-    Interrupted, it goes on where it was.
+    preset, recall: see `Gallery.set_preset`; None leaves it. Interrupted, it goes on where it was.
     """
     gallery = Gallery.open(folder) if (folder / "manifest.json").exists() else None
     if gallery is not None:
@@ -137,6 +145,8 @@ def index(
         [hashes[path] for path in new],
     )
     shutil.rmtree(scratch.parent, ignore_errors=True)
+    if preset is not None:
+        gallery.set_preset(preset, recall=recall)
     replaced = before + len(new) - len(gallery)
     left = len(paths) - len(new) - len(bad)
     told = [f"{len(new)} images added", f"{len(gallery)} in all"]
@@ -330,11 +340,38 @@ def info(args: Namespace) -> int:
     if values["cameras"]:
         values["cameras"] = ", ".join(f"{camid}: {count:,}" for camid, count in known.cameras.items())
     values["input_size"] = "{}x{}".format(*known.input_size)
+    values["learnt"] = _learnt(known)
     for name, value in values.items():
         shown = " to ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else value
-        print(f"{name.replace('_', ' '):<15} {'-' if value in (None, {}) else shown}")
+        print(f"{name.replace('_', ' '):<15} {'-' if value in (None, {}, '') else shown}")
     for weights, encoder in asked.items():
         print(f"{weights}: {_standing(encoder, known.fingerprint)}")
+    return 0
+
+
+def _learnt(known: Info) -> str:
+    """What a codec or an index was learnt from, and what was measured."""
+    return ", ".join(f"{name.replace('_', ' ')} {_told(x)}" for name, x in (known.learnt or {}).items())
+
+
+def _told(value: object) -> str:
+    if isinstance(value, dict):
+        return " / ".join(f"{_told(x)} of top {name}" for name, x in value.items())
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def preset(args: Namespace) -> int:
+    """How a gallery is kept and searched from now on."""
+    gallery = Gallery.open(args.gallery)
+    began, before = time.monotonic(), gallery.info()
+    gallery.set_preset(args.preset, recall=args.recall)
+    after = gallery.info()
+    print(f"gallery {args.gallery}: {args.preset}, {before.bytes:,} bytes to {after.bytes:,}, in "
+          f"{time.monotonic() - began:.0f} s")  # fmt: skip
+    if after.learnt is not None:
+        print(_learnt(after))
+    elif args.preset in ("compact", "large"):
+        print(f"it has {after.images} images: {args.preset} begins with {LEAST:,}")
     return 0
 
 
@@ -437,4 +474,5 @@ GALLERY: dict[str, Callable[[Namespace], int]] = {
     "remove": remove,
     "forget": forget,
     "expire": expire,
+    "preset": preset,
 }

@@ -50,7 +50,7 @@ def _all(
     places, scores = [], []
     step = max(1, _VALUES // queries.shape[1])
     for start, rows, vectors in _blocks(segments, chosen, step, step):
-        scores.append(_exact(queries, vectors if rows is None else vectors[rows]))
+        scores.append(inner(queries, vectors if rows is None else vectors[rows]))
         places.append(start + (np.arange(len(vectors)) if rows is None else rows))
     where, values = np.concatenate(places), np.concatenate(scores, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")[:, :top_k]
@@ -88,10 +88,23 @@ def _candidates(
     for i, pieces in enumerate(kept):
         places, values = (np.concatenate(x) for x in zip(*pieces))
         places = places[values >= least[i]]  # ascending
-        exact = _exact(queries[i : i + 1], take(segments, places))[0]
+        exact = inner(queries[i : i + 1], take(segments, places))[0]
         order = np.argsort(-exact, kind="stable")[:top_k]
         found[i], scores[i] = places[order], exact[order]
     return found, scores
+
+
+def order(
+    query: np.ndarray, segments: Sequence[np.ndarray], places: np.ndarray, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The top_k nearest of some rows, ascending, to one query (1, D): rows and scores, (top_k,)."""
+    vectors = take(segments, places)
+    rough = vectors @ query[0]
+    least = np.partition(rough, len(rough) - top_k)[-top_k] - 2 * _error(query.shape[1])
+    near = np.flatnonzero(rough >= least)
+    scores = inner(query, vectors[near])[0]
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    return places[near[best]], np.clip(scores[best], -1, 1).astype(np.float32)
 
 
 def take(segments: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
@@ -125,8 +138,8 @@ def _blocks(
         offset += len(vectors)
 
 
-def _exact(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """(Q, n) float64 scores, the same in whatever order they are summed: see `reid.evaluate`."""
+def inner(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """(Q, n) float64 products, the same in whatever order they are summed: see `reid.evaluate`."""
     product: np.ndarray = _on_grid(queries) @ _on_grid(vectors).T
     return product / float(_GRID) ** 2
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from reid.files import atomic_folder
-from reid.gallery.exact import take
 from reid.gallery.select import show_time
-from reid.gallery.store import Entry, Gallery
+from reid.gallery.store import Entry, Gallery, _View
 from reid.gallery.values import stored
 from reid.types import ReidError
 
@@ -27,8 +26,8 @@ def export(
     """Writes all images to a new folder and returns the names of its files.
 
     vectors.npy, (N, D) float32, and entries.csv, a line for each of its rows; or with parquet one gallery.parquet with
-    both. faiss: besides, gallery.faiss, an exact index whose ids are the keys. Times are ISO 8601, in UTC. Raises
-    ReidError.
+    both. Of a compact gallery the vectors are what its codes stand for. faiss: besides, gallery.faiss, an exact index
+    whose ids are the keys. Times are ISO 8601, in UTC. Raises ReidError.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -42,7 +41,7 @@ def export(
     blocks = [rows[start : start + _STEP] for start in range(0, len(rows), _STEP)]
     with atomic_folder(folder) as temporary:
         if parquet:
-            _write_parquet(temporary / "gallery.parquet", entries, blocks, view.vectors, gallery.dimension)
+            _write_parquet(temporary / "gallery.parquet", entries, blocks, view, gallery.dimension)
         else:
             with (temporary / "entries.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 table = csv.writer(file)
@@ -53,14 +52,14 @@ def export(
             shape = (len(rows), gallery.dimension)
             vectors = np.lib.format.open_memmap(temporary / "vectors.npy", "w+", np.float32, shape)
             for start, block in zip(range(0, len(rows), _STEP), blocks):
-                vectors[start : start + _STEP] = take(view.vectors, block)
+                vectors[start : start + _STEP] = view.vectors(block)
             vectors.flush()
         if faiss:
             import faiss as library
 
             with (temporary / "gallery.faiss").open("wb") as stream:  # by a name, faiss misses it where a disk is full
                 writer = library.PyCallbackIOWriter(stream.write)  # type: ignore
-                library.write_index(_flat_index(view.vectors, view.keys, blocks, gallery.dimension), writer)
+                library.write_index(_flat_index(view, blocks, gallery.dimension), writer)
     return sorted(file.name for file in folder.iterdir())
 
 
@@ -72,22 +71,19 @@ def to_faiss(gallery: Gallery) -> Any:
     with gallery.reading():
         view = gallery._seen()
     rows = np.flatnonzero(view.live)
-    return _flat_index(view.vectors, view.keys, [rows[start : start + _STEP] for start in range(0, len(rows), _STEP)],
-                       gallery.dimension)  # fmt: skip
+    return _flat_index(view, [rows[start : start + _STEP] for start in range(0, len(rows), _STEP)], gallery.dimension)
 
 
-def _flat_index(segments: list[np.ndarray], keys: np.ndarray, blocks: list[np.ndarray], dimension: int) -> Any:
+def _flat_index(view: _View, blocks: list[np.ndarray], dimension: int) -> Any:
     import faiss
 
     index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
     for block in blocks:
-        index.add_with_ids(take(segments, block), keys[block])
+        index.add_with_ids(view.vectors(block), view.keys[block])
     return index
 
 
-def _write_parquet(
-    file: Path, entries: list[Entry], blocks: list[np.ndarray], segments: list[np.ndarray], dimension: int
-) -> None:
+def _write_parquet(file: Path, entries: list[Entry], blocks: list[np.ndarray], view: _View, dimension: int) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -111,7 +107,7 @@ def _write_parquet(
                 [json.dumps(e.fields, ensure_ascii=False) for e in part],
             ]
             arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds.values())]
-            flat = pyarrow.array(take(segments, block).ravel(), pyarrow.float32())
+            flat = pyarrow.array(view.vectors(block).ravel(), pyarrow.float32())
             arrays.append(pyarrow.FixedSizeListArray.from_arrays(flat, dimension))
             writer.write_table(pyarrow.table(arrays, names=list(kinds)))
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reid.gallery import segments
+from reid.gallery import learnt, presets, segments
+from reid.gallery.learnt import INDEX
 from reid.gallery.manifest import DATABASE, told
 from reid.gallery.segments import Damage
 from reid.gallery.store import _COLUMNS, Entry, Gallery, _entry
@@ -22,7 +23,7 @@ class _Part(NamedTuple):
 
     number: int
     keys: np.ndarray  # (n,) int64
-    rows: np.ndarray  # (m <= n, D) float32, mapped
+    rows: np.ndarray  # (m <= n, D) float32 or (m, d) uint8, mapped
     whole: np.ndarray  # (n,) bool
     trouble: str | None
 
@@ -39,14 +40,16 @@ def check(path: str | os.PathLike[str]) -> list[str]:
             lost, _ = _strays(db, np.concatenate([np.empty(0, np.int64), *(part.keys for part in parts)]))
             if lost:
                 troubles.append(f"{DATABASE}: {len(lost)} images have no vector in any file")
+            troubles += _index_trouble(gallery, db)
     return troubles + [trouble for trouble in [gallery._model_trouble()] if trouble]
 
 
 def repair(path: str | os.PathLike[str]) -> tuple[list[Entry], list[str]]:
-    """Writes damaged vector files anew with the rows that are whole, and drops the images whose vectors are gone.
+    """Writes damaged vector files anew with the rows that are whole, drops the images whose vectors are gone, and
+    learns a damaged index anew.
 
-    Returns those images, and what is wrong still. Raises ReidError where the database is damaged: nothing says then
-    which vector is whose.
+    Returns those images, and what is wrong still. Raises ReidError where the database is damaged, since nothing
+    says then which vector is whose, or the codec of a compact gallery.
     """
     gallery = Gallery(Path(path))
     with gallery._locked():
@@ -60,6 +63,7 @@ def repair(path: str | os.PathLike[str]) -> tuple[list[Entry], list[str]]:
         with gallery._writing(locked=True) as db:
             gone: set[int] = set()
             parts = _parts(gallery, db)
+            index_trouble = _index_trouble(gallery, db)
             for part in parts:
                 if part.trouble:
                     gone.update(_save(gallery, db, part))
@@ -75,6 +79,8 @@ def repair(path: str | os.PathLike[str]) -> tuple[list[Entry], list[str]]:
                     for key in np.frombuffer(blob, "<i8").tolist()}  # fmt: skip
             idle = [(key,) for (key,) in db.execute("SELECT key FROM removed") if key not in held]
             db.executemany("DELETE FROM removed WHERE key = ?", idle)
+            if index_trouble:
+                presets.learn(gallery, db)
     return dropped, check(path)
 
 
@@ -88,13 +94,13 @@ def _sound(db: sqlite3.Connection) -> list[str]:
 
 
 def _parts(gallery: Gallery, db: sqlite3.Connection) -> list[_Part]:
-    parts = []
+    parts, layout = [], gallery._layout(db)
     for number, keys, sums in db.execute("SELECT number, keys, checksums FROM segments ORDER BY number").fetchall():
         expected = np.frombuffer(sums, "<u4")
-        rows, whole = segments.salvage(gallery.path, number, expected, gallery.dimension)
+        rows, whole = segments.salvage(gallery.path, number, expected, layout)
         trouble = None
         try:
-            segments.load(gallery.path, number, len(expected), gallery.dimension)
+            segments.load(gallery.path, number, len(expected), layout)
         except Damage as damage:
             trouble = str(damage)
         if not whole.all():
@@ -104,13 +110,23 @@ def _parts(gallery: Gallery, db: sqlite3.Connection) -> list[_Part]:
     return parts
 
 
+def _index_trouble(gallery: Gallery, db: sqlite3.Connection) -> list[str]:
+    named = learnt.named(db)
+    if named is not None and named.kind == INDEX:
+        try:
+            learnt.load(gallery.path, named)
+        except Damage as damage:
+            return [str(damage)]
+    return []
+
+
 def _save(gallery: Gallery, db: sqlite3.Connection, part: _Part) -> list[int]:
     """A new file of the rows that are whole, removed images' too, in the place of that; the keys of the others."""
     kept = np.flatnonzero(part.whole)
     if len(kept):
         (number,) = db.execute("SELECT next_segment FROM state").fetchone()
         pieces = (part.rows[kept[start : start + 1024]] for start in range(0, len(kept), 1024))
-        sums = segments.write(gallery.path, number, pieces, len(kept), gallery.dimension)
+        sums = segments.write(gallery.path, number, pieces, len(kept), gallery._layout(db))
         db.execute("INSERT INTO segments VALUES (?, ?, ?)", [number, part.keys[kept].tobytes(), sums.tobytes()])
         db.execute("UPDATE state SET next_segment = ?", [number + 1])
     db.execute("DELETE FROM segments WHERE number = ?", [part.number])

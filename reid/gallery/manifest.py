@@ -12,7 +12,7 @@ from typing import Any
 
 from reid.types import ReidError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 METRIC = "cosine"
 MANIFEST, DATABASE = "manifest.json", "gallery.sqlite"
 MODELS = {  # a gallery holds at most one model, under one of these names, and the file that goes with it

@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,11 @@ import numpy as np
 
 from reid.evaluate import UNIT_TOLERANCE, is_unit, row_norms
 from reid.files import atomic_file, atomic_folder, write_json
-from reid.gallery import exact, segments
+from reid.gallery import exact, learnt, presets, segments
+from reid.gallery.codec import Codec, width_of
+from reid.gallery.coded import Coded
+from reid.gallery.ivf import TOP_K, Indexed, Lists
+from reid.gallery.learnt import CODEC, INDEX, Learnt
 from reid.gallery.manifest import (
     DATABASE,
     FORMAT_VERSION,
@@ -32,7 +37,7 @@ from reid.gallery.manifest import (
     read_manifest,
     told,
 )
-from reid.gallery.segments import Damage, Segment
+from reid.gallery.segments import Damage, Layout, Segment
 from reid.gallery.select import Filter
 from reid.gallery.values import Field, Pid, as_digest, as_integer, as_json, as_pid, as_seconds, stored
 from reid.types import Ranking, ReidError
@@ -42,8 +47,9 @@ _PAGE = 10_000  # entries read at a time
 _MASKS = 32  # filters remembered of one state
 _COLUMNS = "key, path, pid, camid, time, added, hash, fields"
 _SCHEMA = """
-CREATE TABLE state (generation INTEGER NOT NULL, next_key INTEGER NOT NULL, next_segment INTEGER NOT NULL);
-INSERT INTO state VALUES (0, 0, 1);
+CREATE TABLE state (generation INTEGER NOT NULL, next_key INTEGER NOT NULL, next_segment INTEGER NOT NULL,
+    preset TEXT NOT NULL, recall REAL NOT NULL);
+INSERT INTO state VALUES (0, 0, 1, 'exact', 0.99);
 CREATE TABLE images (
     key INTEGER PRIMARY KEY, path NOT NULL, pid, camid INTEGER, time REAL, added REAL NOT NULL, hash TEXT,
     fields TEXT NOT NULL);
@@ -52,7 +58,8 @@ CREATE INDEX images_hash ON images (hash);
 CREATE INDEX images_pid ON images (pid);
 CREATE TABLE segments (number INTEGER PRIMARY KEY, keys BLOB NOT NULL, checksums BLOB NOT NULL);
 CREATE TABLE removed (key INTEGER PRIMARY KEY);
-"""  # removed: keys that a segment holds still, and images no more
+CREATE TABLE learnt (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, digest TEXT NOT NULL, settings TEXT NOT NULL);
+"""  # removed: keys that a segment holds still, and images no more; learnt: one row at most
 
 
 class Entry(NamedTuple):
@@ -85,6 +92,8 @@ class Info(NamedTuple):
     files: int  # that hold vectors
     removed: int  # vectors of removed images, which `compact` takes out of the files
     bytes: int  # of the folder
+    preset: str
+    learnt: Mapping[str, Any] | None  # of a codec or an index: what it was learnt from, and what was measured
 
 
 class Forgotten(NamedTuple):
@@ -103,11 +112,26 @@ class _View:
     segments: list[Segment]
     keys: np.ndarray  # (N,) int64, ascending: of all rows of all segments
     live: np.ndarray  # (N,) bool
+    coded: Coded | None  # what the segments' rows are codes of
+    learnt: Learnt | None
     masks: dict[tuple[object, ...], np.ndarray] = field(default_factory=dict)  # of filters
 
     @property
-    def vectors(self) -> list[np.ndarray]:
+    def rows(self) -> list[np.ndarray]:
         return [segment.vectors for segment in self.segments]
+
+    def vectors(self, places: np.ndarray) -> np.ndarray:
+        """(n, D) float32 of those rows, ascending."""
+        rows = exact.take(self.rows, places)
+        return rows if self.coded is None else self.coded.codec.restore(rows)
+
+    def nearest(
+        self, queries: np.ndarray, chosen: np.ndarray, top_k: int, indexed: Indexed | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `exact.nearest`."""
+        if self.coded is not None:
+            return self.coded.nearest(queries, self.rows, chosen, top_k)
+        return (indexed or exact).nearest(queries, self.rows, chosen, top_k)
 
 
 class Gallery:
@@ -122,6 +146,8 @@ class Gallery:
         self.path, self.wait = path, wait
         self._manifest = read_manifest(path)
         self._view: _View | None = None
+        self._coded: tuple[int, Coded] | None = None
+        self._indexed: tuple[int, int, Indexed | None] | None = None  # of which index and state
         self._local = threading.local()
 
     @classmethod
@@ -160,7 +186,7 @@ class Gallery:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, wait: float = 10.0) -> Gallery:
-        """The gallery in the folder `path`. Checksums are not compared: see `check`. Raises ReidError."""
+        """The gallery in the folder `path`. The vectors' checksums are not compared: see `check`. Raises ReidError."""
         gallery = cls(Path(path), wait=wait)
         with gallery.reading():
             return gallery
@@ -202,7 +228,8 @@ class Gallery:
             last = page[-1].key
 
     def vectors(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, D) float32, the vectors of those images. Raises ReidError for a key that there is not."""
+        """(n, D) float32, the vectors of those images; of a compact gallery what its codes stand for. Raises ReidError
+        for a key that there is not."""
         with self.reading():
             view = self._seen()
         places = np.searchsorted(view.keys, keys)
@@ -212,7 +239,7 @@ class Gallery:
         order = np.argsort(places, kind="stable")
         rows = np.empty((len(places), self.dimension), np.float32)
         if len(places):
-            rows[order] = exact.take(view.vectors, places[order])
+            rows[order] = view.vectors(places[order])
         return rows
 
     def known(self, paths: Sequence[str | os.PathLike[str]], hashes: Sequence[str]) -> list[bool]:
@@ -249,6 +276,8 @@ class Gallery:
                 len(view.segments),
                 int(np.count_nonzero(~view.live)),
                 _size(self.path),
+                db.execute("SELECT preset FROM state").fetchone()[0],
+                view.learnt and {"kind": view.learnt.kind, **view.learnt.settings},
             )
 
     @property
@@ -293,7 +322,10 @@ class Gallery:
         group_by: str | None = None,
         threshold: float | None = None,
     ) -> Ranking:
-        """The top_k images nearest to each of Q vectors by cosine similarity, exactly; equal scores in order of key.
+        """The top_k images nearest to each of Q vectors by cosine similarity; equal scores in order of key.
+
+        Exactly, unless `set_preset` says otherwise: under `compact`, of the vectors that the codes stand for; under
+        `large`, a share of the nearest may be missed, while scores are exact.
 
         vectors (Q, D): floats of unit length, see `fuse` for several images of one person. filter: what is searched.
         exclude_camids: besides, a camera whose images are left out, one for all queries or one for each (Q,), None for
@@ -320,21 +352,41 @@ class Gallery:
             view = self._seen()
             masks = {camera: self._mask(db, view, filter, camera) for camera in dict.fromkeys(cameras)}
             groups = None if group_by is None else self._groups(db, group_by)
+            indexed = self._index(view) if top_k <= max(TOP_K) else None
         for camera, mask in masks.items():
             rows = np.array([q for q, own in enumerate(cameras) if own == camera])
             found = min(top_k, int(np.count_nonzero(mask)))
             if not found:
                 continue
             if groups is None:
-                places, values = exact.nearest(vectors[rows], view.vectors, mask, found)
+                places, values = view.nearest(vectors[rows], mask, found, indexed)
                 keys[rows, :found], scores[rows, :found] = view.keys[places], values
             else:
                 for q in rows:
-                    own = _grouped(vectors[q : q + 1], view, mask, top_k, groups)
+                    own = _grouped(vectors[q : q + 1], view, mask, top_k, groups, indexed)
                     keys[q, : len(own)], scores[q, : len(own)] = zip(*own)
         if threshold is not None:
             keys[scores < threshold], scores[scores < threshold] = -1, -np.inf
         return Ranking(keys, scores)
+
+    def _index(self, view: _View) -> Indexed | None:
+        """The index beside the rows of that state. One that is damaged is told of, and not used."""
+        if view.learnt is None or view.learnt.kind != INDEX:
+            return None
+        known = self._indexed
+        if known is None or known[:2] != (view.learnt.number, view.generation):
+            lists: Codec | Lists | None = None
+            if known is not None and known[0] == view.learnt.number:
+                lists = known[2].lists if known[2] is not None else None
+            else:
+                try:
+                    lists = learnt.load(self.path, view.learnt)
+                except Damage as damage:
+                    warnings.warn(f"gallery {self.path}: {damage}; searched exactly, without it; gallery check "
+                                  "--repair learns it anew", stacklevel=3)  # fmt: skip
+            made = Indexed(lists, view.keys) if isinstance(lists, Lists) else None
+            self._indexed = known = view.learnt.number, view.generation, made
+        return known[2]
 
     def _mask(self, db: sqlite3.Connection, view: _View, filter: Filter | None, camera: int | None) -> np.ndarray:
         """(N,) bool: the rows that a search looks at."""
@@ -400,7 +452,18 @@ class Gallery:
             )
         with self._writing() as db:
             self._remove(db, self._replaced(db, columns[0], columns[4]))
-            return self._append(db, [vectors], list(zip(*columns)), [time.time()] * len(vectors))
+            keys = self._append(db, [vectors], list(zip(*columns)), [time.time()] * len(vectors))
+            presets.keep_up(self, db)
+            return keys
+
+    def set_preset(self, preset: str, *, recall: float = presets.RECALL) -> None:
+        """How the gallery is kept and searched from now on: "exact", "compact", "large" or "auto", see
+        `reid.gallery.presets`. Learns a codec or an index on the images, which takes minutes for a million.
+
+        recall: of `large`, the share of the top 10, 100 or 500 that a search should find. Raises ReidError.
+        """
+        with self._writing() as db:
+            presets.change(self, db, preset, recall)
 
     def remove(self, filter: Filter) -> int:
         """Removes the images that meet the filter and returns how many. Raises ReidError for a filter of nothing.
@@ -420,29 +483,33 @@ class Gallery:
         time (seconds since 1970), from the files themselves; returns how many."""
         with self._writing(vacuum=True) as db:
             old = "SELECT key FROM images WHERE COALESCE(time, added) < ? ORDER BY key"
-            return self._remove(db, [key for (key,) in db.execute(old, [as_seconds(before)])], purge=True)
+            count = self._remove(db, [key for (key,) in db.execute(old, [as_seconds(before)])], purge=True)
+            presets.keep_up(self, db, prune=True)
+            return count
 
     def forget(self, pid: Pid) -> Forgotten:
         """Deletes every trace of one person from the gallery's files, and proves it.
 
         Their rows in SQLite are overwritten, the files that held their vectors (or those of images removed before, of
-        whomever) are written anew without them, the database is packed. Then every file of the folder is searched for
-        the bytes of their paths, content hashes and vectors; what remaining images have in common with them (a path
-        that contains one, an equal vector) does not count. Raises ReidError that names a file with a trace. May be
-        repeated, and goes on where it was killed. Readers that have the old files open keep them until they read
-        again; copies and exports made elsewhere are theirs who made them.
+        whomever) are written anew without them, an index is learnt anew from who remains, the database is packed. Then
+        every file of the folder is searched for the bytes of their paths, content hashes, vectors and codes; what
+        remaining images have in common with them (a path that contains one, an equal vector) does not count. Raises
+        ReidError that names a file with a trace. May be repeated, and goes on where it was killed. Readers that have
+        the old files open keep them until they read again; copies and exports made elsewhere are theirs who made them.
+        A compact gallery's codec, means over all that it was learnt from, stays.
         """
         person = as_pid(pid)
         if person is None:
             raise ReidError(f"gallery {self.path}: forgetting takes a person's pid")
         with self._locked():
-            traces = np.empty((0, self.dimension), np.float32)
             with self._writing(vacuum=True, locked=True) as db:
                 theirs = db.execute(f"SELECT {_COLUMNS} FROM images WHERE pid = ? ORDER BY key", [person])
                 entries = [_entry(row) for row in theirs]
                 keys = [entry.key for entry in entries]
-                traces = np.concatenate([traces, *(s.vectors[np.isin(s.keys, keys)] for s in self._segments(db))])
+                none = np.empty((0, self._layout(db).width), self._layout(db).kind)
+                traces = np.concatenate([none, *(s.vectors[np.isin(s.keys, keys)] for s in self._segments(db))])
                 self._remove(db, keys, purge=True)
+                presets.learn(self, db)
             return self._prove(entries, traces)
 
     def merge(self, other: Gallery) -> tuple[int, int]:
@@ -471,18 +538,23 @@ class Gallery:
             chosen = np.zeros(len(view.keys), bool)
             chosen[np.flatnonzero(view.live)[np.array(new, np.int64)]] = True
             pieces = other._pieces(view.segments, sums, chosen)
+            if view.coded is not None:
+                pieces = map(view.coded.codec.restore, pieces)
             rows = [
                 (stored(e.path), e.pid, e.camid, e.time, e.hash, as_json(e.fields)) for e in (theirs[i] for i in new)
             ]
             self._append(db, pieces, rows, [theirs[i].added for i in new])
+            presets.keep_up(self, db)
         return len(new), len(theirs) - len(new)
 
     def compact(self) -> None:
-        """Writes all vectors into one file, without those of removed images, and packs the database."""
+        """Writes all vectors into one file, without those of removed images, learns an index anew, and packs the
+        database."""
         with self._writing(vacuum=True) as db:
             parts = self._segments(db)
             if len(parts) > 1 or any(segment.count < len(segment.keys) for segment in parts):
                 self._rewrite(db, parts)
+            presets.learn(self, db)
 
     # ---- the folder
 
@@ -532,19 +604,39 @@ class Gallery:
         (images,) = db.execute("SELECT COUNT(*) FROM images").fetchone()
         if images != np.count_nonzero(live):
             raise damaged(self.path, f"{images} images, {np.count_nonzero(live)} vectors of them")
-        return _View(generation, parts, keys, live)
+        return _View(generation, parts, keys, live, self._codes(db), learnt.named(db))
+
+    def _codes(self, db: sqlite3.Connection) -> Coded | None:
+        """What the rows are codes of; None where they are vectors."""
+        named = learnt.named(db)
+        if named is None or named.kind != CODEC:
+            return None
+        if self._coded is None or self._coded[0] != named.number:
+            try:
+                codec = learnt.load(self.path, named)
+            except Damage as damage:
+                raise ReidError(f"gallery {self.path}: {damage}, and nothing else says what its codes stand for: take "
+                                "it from a copy, or index the images again") from None  # fmt: skip
+            assert isinstance(codec, Codec)
+            self._coded = named.number, Coded(codec)
+        return self._coded[1]
+
+    def _layout(self, db: sqlite3.Connection) -> Layout:
+        """Of the vector files' rows."""
+        coded = self._codes(db)
+        return Layout(self.dimension) if coded is None else Layout(coded.codec.width, "|u1")
 
     def _segments(self, db: sqlite3.Connection) -> list[Segment]:
         """The vector files that the database names, ascending by key, opened."""
         removed = np.fromiter((key for (key,) in db.execute("SELECT key FROM removed ORDER BY key")), np.int64)
         open_already = {segment.number: segment.vectors for segment in self._view.segments} if self._view else {}
-        parts = []
+        parts, layout = [], self._layout(db)
         for number, blob in db.execute("SELECT number, keys FROM segments"):
             keys = np.frombuffer(blob, "<i8")
             try:
                 vectors = open_already.get(number)
                 if vectors is None:
-                    vectors = segments.load(self.path, number, len(keys), self.dimension)
+                    vectors = segments.load(self.path, number, len(keys), layout)
             except Damage as damage:
                 raise damaged(self.path, str(damage)) from damage.__cause__
             live = np.ones(len(keys), bool)
@@ -601,7 +693,9 @@ class Gallery:
     def _sweep(self, db: sqlite3.Connection) -> None:
         """Removes the vector files that the database does not name, and what killed writers left. Under the lock."""
         named = {segments.name_of(number) for (number,) in db.execute("SELECT number FROM segments")}
-        for pattern in ("vectors-*.npy", ".*.partial"):
+        if what := learnt.named(db):
+            named.add(what.name)
+        for pattern in ("vectors-*.npy", "codec-*.safetensors", "index-*.safetensors", ".*.partial"):
             for file in self.path.glob(pattern):
                 if file.name not in named:
                     with contextlib.suppress(OSError):
@@ -654,7 +748,8 @@ class Gallery:
         while parts and parts[-1].count <= count:
             joined.insert(0, parts.pop())
             count += joined[0].count
-        self._rewrite(db, joined, keys, vectors)
+        coded = self._codes(db)
+        self._rewrite(db, joined, keys, vectors if coded is None else map(coded.codec.encode, vectors))
         return keys
 
     def _remove(self, db: sqlite3.Connection, keys: list[int], *, purge: bool = False) -> int:
@@ -673,16 +768,19 @@ class Gallery:
         db: sqlite3.Connection,
         parts: Sequence[Segment],
         new_keys: np.ndarray | None = None,
-        new_vectors: Iterable[np.ndarray] = (),
+        new_rows: Iterable[np.ndarray] = (),
+        encode: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
-        """One new file in place of those: their live rows and the new ones."""
+        """One new file in place of those: their live rows, which encode makes codes of, and the new ones."""
         keys = np.concatenate([*(segment.keys[segment.live] for segment in parts),
                                *([] if new_keys is None else [new_keys])])  # fmt: skip
-        old = self._pieces(parts, self._checksums(db), None)
+        pieces, layout = self._pieces(parts, self._checksums(db), None), self._layout(db)
+        old: Iterable[np.ndarray] = pieces
+        if encode is not None:
+            old, layout = map(encode, pieces), Layout(width_of(self.dimension), "|u1")
         if len(keys):
             (number,) = db.execute("SELECT next_segment FROM state").fetchone()
-            sums = segments.write(self.path, number, (x for y in (old, new_vectors) for x in y), len(keys),
-                                  self.dimension)  # fmt: skip
+            sums = segments.write(self.path, number, (x for y in (old, new_rows) for x in y), len(keys), layout)
             db.execute("INSERT INTO segments VALUES (?, ?, ?)", [number, keys.astype("<i8").tobytes(), sums.tobytes()])
             db.execute("UPDATE state SET next_segment = ?", [number + 1])
         for segment in parts:
@@ -753,11 +851,24 @@ class Gallery:
             data = file.read_bytes()
             for word in sorted(similar, key=len, reverse=True):
                 data = data.replace(word, b"\0" * len(word))
+            if view.learnt is not None and file.name == view.learnt.name and self._codes_left(view, traces):
+                found.append(file.name)
+                continue
             if any(word in data for word in words) or any(row.tobytes() in data for row in traces):
                 found.append(file.name)
         if found:
             raise ReidError(f"gallery {self.path}: {', '.join(found)} hold traces of the person still; run it again")
         return Forgotten(len(entries), len(files), size)
+
+    def _codes_left(self, view: _View, traces: np.ndarray) -> bool:
+        """Whether an index holds codes of those vectors that are no remaining image's."""
+        assert view.learnt is not None
+        if view.learnt.kind != INDEX:
+            return False
+        lists = learnt.load(self.path, view.learnt)
+        assert isinstance(lists, Lists)
+        held = lists.keys[lists.order[_rows_in(lists.codec.encode(traces), lists.codes)]]
+        return not np.isin(held, view.keys[view.live]).all()
 
     def _model_trouble(self) -> str | None:
         if self._manifest.model is None:
@@ -804,13 +915,13 @@ def hash_file(*paths: str | os.PathLike[str]) -> str:
 
 
 def _grouped(
-    query: np.ndarray, view: _View, mask: np.ndarray, top_k: int, groups: Mapping[int, object]
+    query: np.ndarray, view: _View, mask: np.ndarray, top_k: int, groups: Mapping[int, object], indexed: Indexed | None
 ) -> list[tuple[int, float]]:
     """(key, score) of the nearest image of each of the nearest groups: images are looked at until there are top_k."""
     total, count = int(np.count_nonzero(mask)), top_k
     while True:
         count = min(4 * count, total)
-        places, values = exact.nearest(query, view.vectors, mask, count)
+        places, values = view.nearest(query, mask, count, indexed)
         first: dict[object, tuple[int, float]] = {}
         for key, score in zip(view.keys[places[0]].tolist(), values[0].tolist()):
             first.setdefault(("group", groups[key]) if key in groups else key, (key, score))
@@ -822,9 +933,9 @@ def _rows_in(wanted: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """(n,) bool: which rows equal one of the wanted, bit for bit."""
     if not len(wanted):
         return np.zeros(len(rows), bool)
-    head = min(2, rows.shape[1])  # two values tell nearly all apart
+    head = min(8 // rows.dtype.itemsize, rows.shape[1])  # eight bytes tell nearly all apart
     known = {row.tobytes() for row in wanted}
-    width = np.dtype((np.void, 4 * head))
+    width = np.dtype((np.void, rows.dtype.itemsize * head))
     first = np.ascontiguousarray(rows[:, :head]).view(width)[:, 0]
     maybe = np.isin(first, np.ascontiguousarray(wanted[:, :head]).view(width)[:, 0])
     for place in np.flatnonzero(maybe):
