@@ -188,7 +188,7 @@ def index_command(args: argparse.Namespace) -> None:
             refuse_or_tell(bad, args.skip_bad)
         return set(bad)
 
-    print(commands.index(Path(args.gallery), images, load_embedder(weights, args), weights, unreadable))
+    print(commands.index(args.gallery, images, load_embedder(weights, args), weights, unreadable))
 
 
 def search_command(args: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""The searchable gallery: one folder that holds feature vectors, what is known of their images, and the model.
+"""The searchable gallery: feature vectors, what is known of their images, and the model that made them.
+
+It is one folder, or a collection of Milvus (`reid.gallery.milvus`): `Gallery.create` and `Gallery.open` take either
+place and give the same interface. A folder holds
 
     manifest.json        what never changes: format version, model fingerprint, input size, dimension, metric
     gallery.sqlite       what is in it: key, path, content hash, pid, camid, times and free fields of every image, and
@@ -17,11 +20,12 @@ be written. A file that is replaced lives on for those who have it open.
 >>> ranking = Gallery.open("people").search(query_features, top_k=10, filter=Filter(camids=[3]))  # doctest: +SKIP
 """
 
+from reid.gallery.base import Gallery
 from reid.gallery.export import export, to_faiss
 from reid.gallery.health import check, repair
 from reid.gallery.reranked import search_reranked
 from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
-from reid.gallery.store import Entry, Forgotten, Gallery, Info, fuse, hash_file
+from reid.gallery.store import Entry, Forgotten, Info, fuse, hash_file
 
 __all__ = [
     "Entry",

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from reid.files import write_text
+from reid.gallery.base import Gallery, scratch_of
 from reid.gallery.export import export
 from reid.gallery.health import check, repair
 from reid.gallery.reranked import search_reranked
 from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
-from reid.gallery.store import Entry, Gallery, fuse, hash_file
+from reid.gallery.store import Entry, fuse, hash_file
 from reid.gallery.values import Field, Pid
 from reid.types import ReidError
 
@@ -98,14 +99,14 @@ def _parse_row(row: Mapping[str, str | None], parent: Path) -> Image:
 
 
 def index(
-    folder: Path, images: Sequence[Image], embedder: Embedder, weights: Path, find_bad: Callable[[list[str]], set[str]]
+    place: str, images: Sequence[Image], embedder: Embedder, weights: Path, find_bad: Callable[[list[str]], set[str]]
 ) -> str:
     """Embeds the images that are new, by their content, into the gallery, made if absent; returns a line about it.
 
     find_bad: of paths, those to leave out, since they cannot be read; it raises ReidError where they may not be.
     Interrupted, it goes on where it was.
     """
-    gallery = Gallery.open(folder) if (folder / "manifest.json").exists() else None
+    gallery = Gallery.open(place) if Gallery.exists(place) else None
     if gallery is not None:
         gallery.check_model(embedder.fingerprint)
     by_path = {os.path.abspath(image.path): image for image in reversed(images)}
@@ -121,9 +122,9 @@ def index(
     bad = find_bad(new)
     new = [path for path in new if path not in bad]
     if gallery is None:
-        gallery = create(folder, embedder, weights)
+        gallery = create(place, embedder, weights)
     before = len(gallery)
-    scratch = folder.with_name(f".{folder.name}-embedding") / "new.npy"  # an interrupted index goes on here
+    scratch = scratch_of(place) / "new.npy"  # an interrupted index goes on here
     vectors = embedder.embed(new, save=scratch, progress=True)
     chosen = [by_path[path] for path in new]
     gallery.add(
@@ -141,7 +142,7 @@ def index(
     told = [f"{len(new)} images added", f"{len(gallery)} in all"]
     told += [f"{replaced} of them in the place of older content"] if replaced > 0 else []
     told += [f"{left} were there already by their content"] if left else []
-    return f"gallery {folder}: {', '.join(told)}"
+    return f"gallery {place}: {', '.join(told)}"
 
 
 def _hash(path: str) -> str:
@@ -152,10 +153,10 @@ def _hash(path: str) -> str:
         return ""
 
 
-def create(folder: Path, embedder: Embedder, weights: Path) -> Gallery:
+def create(place: str | Path, embedder: Embedder, weights: Path) -> Gallery:
     """An empty gallery for this model's vectors, with a copy of the model."""
     size = embedder.model.input_size
-    return Gallery.create(folder, dimension=embedder.dimension, fingerprint=embedder.fingerprint, input_size=size,
+    return Gallery.create(place, dimension=embedder.dimension, fingerprint=embedder.fingerprint, input_size=size,
                           model=weights)  # fmt: skip
 
 
@@ -373,8 +374,11 @@ def compact(args: Namespace) -> int:
     before = gallery.info()
     gallery.compact()
     after = gallery.info()
-    print(f"gallery {args.gallery}: {before.files} files of vectors to {after.files}, {before.bytes:,} bytes to "
-          f"{after.bytes:,}")  # fmt: skip
+    if before.files is None or before.bytes is None or after.bytes is None:
+        print(f"gallery {args.gallery}: Milvus was asked to merge its files")
+    else:
+        print(f"gallery {args.gallery}: {before.files} files of vectors to {after.files}, {before.bytes:,} bytes to "
+              f"{after.bytes:,}")  # fmt: skip
     return 0
 
 
@@ -388,14 +392,13 @@ def remove(args: Namespace) -> int:
 
 
 def forget(args: Namespace) -> int:
-    """Deletes every trace of one person from a gallery's files, and proves it."""
+    """Deletes every trace of one person, and says what proves it."""
     gallery = Gallery.open(args.gallery)
     person = parse_pid(args.person)
     if person is None:
         raise ReidError("--pid takes a person's number or name")
     done = gallery.forget(person)
-    print(f"gallery {args.gallery}: {done.images} images of {person} deleted, {len(gallery)} remain; no trace of their "
-          f"paths, content hashes and vectors in its {done.files} files ({done.bytes:,} bytes searched)")  # fmt: skip
+    print(f"gallery {args.gallery}: {done.images} images of {person} deleted, {len(gallery)} remain; {done.proof}")
     return 0
 
 
