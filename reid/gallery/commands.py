@@ -12,6 +12,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,7 @@ from reid.types import ReidError
 
 if TYPE_CHECKING:
     from reid.calibration import Calibration
+    from reid.distributed import World
     from reid.extract import Embedder
 
 _KNOWN = ("path", "pid", "camid", "time")  # columns of a table of images; the others become free fields
@@ -99,13 +101,25 @@ def _parse_row(row: Mapping[str, str | None], parent: Path) -> Image:
 
 
 def index(
-    place: str, images: Sequence[Image], embedder: Embedder, weights: Path, find_bad: Callable[[list[str]], set[str]]
+    place: str,
+    images: Sequence[Image],
+    embedder: Embedder,
+    weights: Path,
+    find_bad: Callable[[list[str]], set[str]],
+    world: World,
 ) -> str:
     """Embeds the images that are new, by their content, into the gallery, made if absent; returns a line about it.
 
     find_bad: of paths, those to leave out, since they cannot be read; it raises ReidError where they may not be.
-    Interrupted, it goes on where it was.
+    Interrupted, it goes on where it was. Several processes embed a part each; the first one, whose `images` count,
+    writes. They share the folder of the gallery, or the first one embeds what it does not find there.
     """
+    scratch = scratch_of(place)
+    if not world.first:
+        paths: list[str] = world.broadcast(None)
+        embedder.embed(_part(paths, world), save=_scratch_file(scratch, world))
+        world.barrier()
+        return ""
     gallery = Gallery.open(place) if Gallery.exists(place) else None
     if gallery is not None:
         gallery.check_model(embedder.fingerprint)
@@ -124,11 +138,14 @@ def index(
     if gallery is None:
         gallery = create(place, embedder, weights)
     before = len(gallery)
-    scratch = scratch_of(place) / "new.npy"  # an interrupted index goes on here
-    vectors = embedder.embed(new, save=scratch, progress=True)
+    world.broadcast(new)
+    embedder.embed(_part(new, world), save=_scratch_file(scratch, world), progress=True)
+    world.barrier()
+    everyone = [replace(world, rank=rank) for rank in range(world.size)]
+    parts = [embedder.embed(_part(new, one), save=_scratch_file(scratch, one)) for one in everyone]
     chosen = [by_path[path] for path in new]
     gallery.add(
-        vectors,
+        parts[0] if len(parts) == 1 else np.concatenate(parts),
         new,
         [image.pid for image in chosen],
         [image.camid for image in chosen],
@@ -136,13 +153,24 @@ def index(
         [image.fields for image in chosen],
         [hashes[path] for path in new],
     )
-    shutil.rmtree(scratch.parent, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     replaced = before + len(new) - len(gallery)
     left = len(paths) - len(new) - len(bad)
     told = [f"{len(new)} images added", f"{len(gallery)} in all"]
     told += [f"{replaced} of them in the place of older content"] if replaced > 0 else []
     told += [f"{left} were there already by their content"] if left else []
     return f"gallery {place}: {', '.join(told)}"
+
+
+def _part(paths: list[str], world: World) -> list[str]:
+    """What that process embeds."""
+    start, end = (len(paths) * rank // world.size for rank in (world.rank, world.rank + 1))
+    return paths[start:end]
+
+
+def _scratch_file(scratch: Path, world: World) -> Path:
+    """An interrupted index goes on there."""
+    return scratch / f"new-{world.rank + 1}-of-{world.size}.npy"
 
 
 def _hash(path: str) -> str:
