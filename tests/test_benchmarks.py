@@ -315,3 +315,14 @@ def test_the_gallery_benchmark_measures_every_contender(capsys: pytest.CaptureFi
         "open", "memory pass", "product of one", "search of one", "search of one, filtered", "product", "search",
         "search, a camera left out", "faiss.knn",
     ]  # fmt: skip
+
+
+def test_the_milvus_benchmark_measures_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    for module in ("pymilvus", "milvus_lite"):
+        pytest.importorskip(module, reason="pip install 'pymilvus>=3.0' 'milvus-lite>=3.2'")
+    from benchmarks import milvus
+
+    assert milvus.main(["--images", "300", "--dimension", "16", "--queries", "5"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("images a second") == 2
+    assert "recall@10 of Milvus: 1.0000" in told

@@ -76,8 +76,7 @@ class MilvusGallery(Gallery):
         there = [name for name in (gallery._at.images, gallery._at.about) if gallery._at.has(name)]
         if there == [gallery._at.images] or gallery._at.text("manifest") is not None:
             raise ReidError(f"gallery {place}: exists already; open it, or choose another name")
-        for name in there:  # of a creation that was killed
-            gallery._at.call("drop_collection", name)
+        gallery.drop()  # of a creation that was killed
         gallery._at.make(int(dimension))
         digest = hash_file(model) if model is not None else None
         if model is not None:
@@ -112,6 +111,12 @@ class MilvusGallery(Gallery):
         if folder is not None and not folder.exists():
             return False
         return cls(os.fspath(place))._at.text("manifest") is not None
+
+    def drop(self) -> None:
+        """Deletes the gallery."""
+        for name in (self._at.images, self._at.about):
+            if self._at.has(name):
+                self._at.call("drop_collection", name)
 
     # ---- what is in it
 
