@@ -85,13 +85,14 @@ def files_of(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()} - {"lock"}
 
 
-def make_milvus(folder: Path, name: str, **changes: Any) -> Gallery:
+def make_milvus(folder: Path, name: str, options: str = "", **changes: Any) -> Gallery:
     """In Milvus Lite; or on a server, as GALLERY_MILVUS=milvus://localhost:19530 names it."""
     for module in ("pymilvus", "milvus_lite"):
         if find_spec(module) is None:
             pytest.skip(f"no {module} here: pip install 'pymilvus>=3.0' 'milvus-lite>=3.2'")
     server = os.environ.get("GALLERY_MILVUS")
-    return create(f"{server}/{name}_{os.getpid()}" if server else f"milvus+lite:{folder}/{name}.db", **changes)
+    place = f"{server}/{name}_{os.getpid()}" if server else f"milvus+lite:{folder}/{name}.db"
+    return create(place + options, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,8 @@ def test_the_model_comes_along(gallery: Any, tmp_path: Path, monkeypatch: pytest
         ("milvus://localhost:19530/a-b", "expected milvus://HOST:PORT/NAME"),
         ("milvus:///people", "expected milvus://HOST:PORT/NAME"),
         ("milvus+lite:people", "ends in .db"),
+        ("milvus://localhost:19530/people?nprobe", r"after \? expected index=KIND, .* got 'nprobe'"),
+        ("milvus+lite:people.db?index=a;b", "got 'index=a;b'"),
         ("milvus+lite:none.db", "there is none; index"),
     ],
 )
@@ -149,6 +151,16 @@ def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(ReidError, match="pip install 'pymilvus>=3.0' 'milvus-lite>=3.2'"):
         Gallery.open("milvus://localhost:19530/people")
+
+
+def test_another_index(tmp_path: Path) -> None:
+    gallery: Any = make_milvus(tmp_path, "other", options="?index=HNSW")
+    fill(gallery, 300)
+    (index,) = [gallery._at.call("describe_index", gallery._at.images, "vector")]
+    assert index["index_type"] == "HNSW"
+    opened = Gallery.open(gallery.place.replace("index=HNSW", "ef=300"))
+    assert opened.search(random_unit(300), 1).keys[:, 0].tolist() == list(range(300))
+    assert opened.search(random_unit(9), 5, filter=Filter(camids=[2])).keys.max() >= 0
 
 
 def test_another_program_has_it_open(gallery: Any) -> None:

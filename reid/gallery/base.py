@@ -299,8 +299,9 @@ class Gallery(ABC):
     def _remove(self, writer: Any, keys: list[int]) -> int:
         """Removes those images."""
 
+    @abstractmethod
     def _is_same(self, other: Gallery) -> bool:
-        return self.place == other.place
+        """Whether both lie at one place."""
 
     def _replaced(self, paths: Sequence[str | bytes], hashes: Sequence[str | None]) -> list[int]:
         """Keys of the images whose place those of that path take. Raises ReidError where they cannot."""

@@ -12,8 +12,8 @@ Milvus has no transactions. What an addition has written is seen, all at once, w
 and the next writer removes what a killed one left above it. An image that another one replaces is deleted after that,
 so readers may see both for a moment. A removal that is killed may have removed some of its images.
 
-The index is FLAT, exact. For more images than memory holds, choose another one in Milvus (docs/scale.md): nothing here
-depends on it but the recall of `search`.
+The index is FLAT, exact, unless the place asks for another one when the gallery is made, with its defaults:
+milvus://HOST:PORT/NAME?index=IVF_SQ8. A search at milvus://HOST:PORT/NAME?nprobe=64 passes that on (docs/scale.md).
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ class MilvusGallery(Gallery):
         """(key, score, those columns) of the nearest images of each query."""
         found = self._at.call(
             "search", self._at.images, data=list(queries), anns_field="vector", filter=where, limit=top_k,
-            output_fields=["key", *fields], search_params={"metric_type": "IP"},
+            output_fields=["key", *fields], search_params=self._at.search_params,
         )  # fmt: skip
         hits = [[(h["key"], min(1.0, max(-1.0, h["distance"])), h["entity"]) for h in answer] for answer in found]
         return [sorted(answer, key=lambda hit: (-hit[1], hit[0])) for answer in hits]
@@ -425,6 +425,9 @@ class MilvusGallery(Gallery):
     def _remove(self, writer: None, keys: list[int]) -> int:
         self._delete(keys)
         return len(keys)
+
+    def _is_same(self, other: Gallery) -> bool:
+        return isinstance(other, MilvusGallery) and parse(self.place)[:2] == parse(other.place)[:2]
 
     def _delete(self, keys: list[int]) -> None:
         for start in range(0, len(keys), STEP):

@@ -14,12 +14,15 @@ from reid.types import ReidError
 
 STEP = 500  # rows sent or asked for at a time; a message holds 64 MiB
 _NAME = re.compile(r"[A-Za-z_]\w{0,200}", re.ASCII)
+_OPTION = re.compile(r"(index)=([A-Z][A-Z0-9_]*)|(\w+)=(\d+)", re.ASCII)
 
 
 class Place(NamedTuple):
     uri: str
     collection: str
     folder: Path | None  # that Milvus Lite keeps
+    kind: str  # of its index, where the collection is made
+    search: dict[str, int]  # what that kind of index asks of a search: nprobe, ef, ...
 
 
 class Collections:
@@ -28,6 +31,7 @@ class Collections:
     def __init__(self, place: str) -> None:
         self.place, where = place, parse(place)
         self.images, self.about, self.folder = where.collection, f"{where.collection}_about", where.folder
+        self.index, self.search_params = where.kind, {"metric_type": "IP", "params": where.search}
         self._client = _connect(place, where)
 
     def make(self, dimension: int) -> None:
@@ -51,7 +55,7 @@ class Collections:
         for name, schema in ((self.about, about), (self.images, images)):
             self.call("create_collection", name, schema=schema, consistency_level="Strong")
             index = self._client.prepare_index_params()
-            index.add_index("vector", index_type="FLAT", metric_type="IP")
+            index.add_index("vector", index_type=self.index if schema is images else "FLAT", metric_type="IP")
             for column in ("path", "pid", "hash") if schema is images else ():
                 index.add_index(column, index_type="INVERTED" if self.folder else "")  # "": the server's choice
             self.call("create_index", name, index, sync=False)
@@ -91,16 +95,28 @@ class Collections:
 
 
 def parse(place: str) -> Place:
-    if place.startswith("milvus+lite:"):
-        folder = Path(place.removeprefix("milvus+lite:"))
+    """Raises ReidError that says what a place is."""
+    where, _, options = place.partition("?")
+    index, search = "FLAT", dict[str, int]()
+    for option in options.split("&") if options else ():
+        match = _OPTION.fullmatch(option)
+        if match is None:
+            raise ReidError(f"gallery {place}: after ? expected index=KIND, or a number for the search, such as "
+                            f"nprobe=64, got {option!r}")  # fmt: skip
+        if match[1]:
+            index = match[2]
+        else:
+            search[match[3]] = int(match[4])
+    if where.startswith("milvus+lite:"):
+        folder = Path(where.removeprefix("milvus+lite:"))
         if folder.suffix != ".db":
             raise ReidError(f"gallery {place}: Milvus Lite keeps a folder whose name ends in .db: milvus+lite:PATH.db")
-        return Place(str(folder), "gallery", folder)
-    scheme, _, rest = place.partition("://")
+        return Place(str(folder), "gallery", folder, index, search)
+    scheme, _, rest = where.partition("://")
     host, _, name = rest.partition("/")
     if not host or not _NAME.fullmatch(name):
         raise ReidError(f"gallery {place}: expected milvus://HOST:PORT/NAME, the name of letters, digits and _")
-    return Place(f"{'https' if scheme == 'milvus+https' else 'http'}://{host}", name, None)
+    return Place(f"{'https' if scheme == 'milvus+https' else 'http'}://{host}", name, None, index, search)
 
 
 def _connect(place: str, where: Place) -> Any:
