@@ -12,8 +12,8 @@ Milvus has no transactions. What an addition has written is seen, all at once, w
 and the next writer removes what a killed one left above it. An image that another one replaces is deleted after that,
 so readers may see both for a moment. A removal that is killed may have removed some of its images.
 
-The index is FLAT, exact, unless the place asks for another one when the gallery is made, with its defaults:
-milvus://HOST:PORT/NAME?index=IVF_SQ8. A search at milvus://HOST:PORT/NAME?nprobe=64 passes that on (docs/scale.md).
+The index is FLAT, exact, unless the place asks for another one when the gallery is made, and then for its depth when it
+is searched: milvus://HOST:PORT/NAME?index=IVF_SQ8&nlist=4096, and milvus://HOST:PORT/NAME?nprobe=64 (docs/scale.md).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from reid.types import ReidError
 
 STEP = 500  # rows sent or asked for at a time; a message holds 64 MiB
 _NAME = re.compile(r"[A-Za-z_]\w{0,200}", re.ASCII)
+_BUILD = {"nlist", "m", "nbits", "M", "efConstruction"}  # numbers of an index; all others are of a search
 _OPTION = re.compile(r"(index)=([A-Z][A-Z0-9_]*)|(\w+)=(\d+)", re.ASCII)
 
 
@@ -21,8 +22,8 @@ class Place(NamedTuple):
     uri: str
     collection: str
     folder: Path | None  # that Milvus Lite keeps
-    kind: str  # of its index, where the collection is made
-    search: dict[str, int]  # what that kind of index asks of a search: nprobe, ef, ...
+    kind: str  # of the index, where the collection is made
+    options: dict[str, int]  # that kind's own: nlist, M, ... of the index, nprobe, ef, ... of a search
 
 
 class Collections:
@@ -31,7 +32,9 @@ class Collections:
     def __init__(self, place: str) -> None:
         self.place, where = place, parse(place)
         self.images, self.about, self.folder = where.collection, f"{where.collection}_about", where.folder
-        self.index, self.search_params = where.kind, {"metric_type": "IP", "params": where.search}
+        build, search = ({name: x for name, x in where.options.items() if (name in _BUILD) == b} for b in (True, False))
+        self._index = {"index_type": where.kind, "params": build}
+        self.search_params = {"metric_type": "IP", "params": search}
         self._client = _connect(place, where)
 
     def make(self, dimension: int) -> None:
@@ -55,7 +58,7 @@ class Collections:
         for name, schema in ((self.about, about), (self.images, images)):
             self.call("create_collection", name, schema=schema, consistency_level="Strong")
             index = self._client.prepare_index_params()
-            index.add_index("vector", index_type=self.index if schema is images else "FLAT", metric_type="IP")
+            index.add_index("vector", metric_type="IP", **(self._index if schema is images else {"index_type": "FLAT"}))
             for column in ("path", "pid", "hash") if schema is images else ():
                 index.add_index(column, index_type="INVERTED" if self.folder else "")  # "": the server's choice
             self.call("create_index", name, index, sync=False)
@@ -97,26 +100,26 @@ class Collections:
 def parse(place: str) -> Place:
     """Raises ReidError that says what a place is."""
     where, _, options = place.partition("?")
-    index, search = "FLAT", dict[str, int]()
+    kind, numbers = "FLAT", dict[str, int]()
     for option in options.split("&") if options else ():
         match = _OPTION.fullmatch(option)
         if match is None:
-            raise ReidError(f"gallery {place}: after ? expected index=KIND, or a number for the search, such as "
+            raise ReidError(f"gallery {place}: after ? expected index=KIND, or a number of that kind, such as "
                             f"nprobe=64, got {option!r}")  # fmt: skip
         if match[1]:
-            index = match[2]
+            kind = match[2]
         else:
-            search[match[3]] = int(match[4])
+            numbers[match[3]] = int(match[4])
     if where.startswith("milvus+lite:"):
         folder = Path(where.removeprefix("milvus+lite:"))
         if folder.suffix != ".db":
             raise ReidError(f"gallery {place}: Milvus Lite keeps a folder whose name ends in .db: milvus+lite:PATH.db")
-        return Place(str(folder), "gallery", folder, index, search)
+        return Place(str(folder), "gallery", folder, kind, numbers)
     scheme, _, rest = where.partition("://")
     host, _, name = rest.partition("/")
     if not host or not _NAME.fullmatch(name):
         raise ReidError(f"gallery {place}: expected milvus://HOST:PORT/NAME, the name of letters, digits and _")
-    return Place(f"{'https' if scheme == 'milvus+https' else 'http'}://{host}", name, None, index, search)
+    return Place(f"{'https' if scheme == 'milvus+https' else 'http'}://{host}", name, None, kind, numbers)
 
 
 def _connect(place: str, where: Place) -> Any:
