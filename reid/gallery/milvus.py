@@ -414,6 +414,8 @@ class MilvusGallery(Gallery):
                     for key, vector, row, since in zip(keys[some].tolist(), part, rows[some], added[some])
                 ])  # fmt: skip
                 done += len(part)
+        if self._at.folder is not None:  # Milvus Lite looks at rows that are in no file yet one by one
+            self._at.call("flush", self._at.images)
         if rows:
             state = {"next_key": first + len(rows)}
             self._at.put("state", json.dumps(state | ({"replacing": first} if replaced else {})))
