@@ -163,12 +163,38 @@ def test_another_index(tmp_path: Path) -> None:
     assert opened.search(random_unit(9), 5, filter=Filter(camids=[2])).keys.max() >= 0
 
 
-def test_another_program_has_it_open(gallery: Any) -> None:
-    if not gallery.place.startswith("milvus+lite:"):
-        pytest.skip("a server has many clients")
-    code = f"from reid.gallery import Gallery\nGallery.open({gallery.place!r})"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert "another program has it open" in run.stderr.splitlines()[-1]
+def test_another_program_has_it_open_and_then_not(tmp_path: Path) -> None:
+    """What one program added before it was killed, the next one finds."""
+    for module in ("pymilvus", "milvus_lite"):
+        pytest.importorskip(module, reason="pip install 'pymilvus>=3.0' 'milvus-lite>=3.2'")
+    place = f"milvus+lite:{tmp_path}/other.db"
+    code = f"""
+import os, signal, sys
+from reid.gallery import Filter, Gallery
+from tests.test_gallery import create, fill
+gallery = fill(create({place!r}))
+gallery.remove(Filter(keys=[3]))
+print("filled", flush=True)
+sys.stdin.readline()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdin is not None
+        assert run.stdout is not None
+        assert run.stdout.readline() == "filled\n"
+        with pytest.raises(ReidError, match="another program has it open"):
+            Gallery.open(place)
+        run.stdin.write("\n")
+        run.stdin.flush()
+        run.wait()
+    opened = Gallery.open(place)
+    left = [n for n in range(20) if n != 3]
+    assert [entry.key for entry in opened.entries()] == left
+    assert sorted(key for key in opened.search(random_unit(1), 20).keys[0] if key >= 0) == left
+    assert check(place) == []
+    assert opened.add(random_unit(1, seed=5), ["x.jpg"]).tolist() == [20]
 
 
 def test_a_gallery_of_a_newer_format_is_refused(gallery: Any) -> None:

@@ -100,7 +100,7 @@ class MilvusGallery(Gallery):
             gallery._manifest = as_manifest(json.loads(text), gallery.place)
         except ValueError:
             raise damaged(gallery.place, "its manifest is not JSON") from None
-        if not gallery._at.has(gallery._at.images):
+        if not gallery._at.load(gallery._at.images):
             raise damaged(gallery.place, f"the collection {gallery._at.images} is missing")
         gallery._next_key()
         return gallery

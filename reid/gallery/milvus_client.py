@@ -35,7 +35,7 @@ class Collections:
         build, search = ({name: x for name, x in where.options.items() if (name in _BUILD) == b} for b in (True, False))
         self._index = {"index_type": where.kind, "params": build}
         self.search_params = {"metric_type": "IP", "params": search}
-        self._client = _connect(place, where)
+        self._client, self._loaded = _connect(place, where), set[str]()
 
     def make(self, dimension: int) -> None:
         from pymilvus import DataType
@@ -71,6 +71,13 @@ class Collections:
     def has(self, collection: str) -> bool:
         return bool(self.call("has_collection", collection))
 
+    def load(self, collection: str) -> bool:
+        """Whether it is there. Milvus answers of loaded ones only, and Milvus Lite loads none when it is opened."""
+        if collection not in self._loaded and self.has(collection):
+            self.call("load_collection", collection)
+            self._loaded.add(collection)
+        return collection in self._loaded
+
     def rows(self, where: str, fields: Sequence[str], collection: str | None = None) -> Iterator[dict[str, Any]]:
         """Those columns of the rows that meet a condition, in order of the first column."""
         pages = self.call("query_iterator", collection or self.images, batch_size=STEP, filter=where,
@@ -85,7 +92,7 @@ class Collections:
 
     def text(self, name: str) -> str | None:
         """What is said of the gallery under that name."""
-        rows = self.call("get", self.about, ids=[name], output_fields=["text"]) if self.has(self.about) else []
+        rows = self.call("get", self.about, ids=[name], output_fields=["text"]) if self.load(self.about) else []
         return rows[0]["text"] if rows else None
 
     def texts(self, start: str) -> dict[str, str]:
