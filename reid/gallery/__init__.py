@@ -23,6 +23,7 @@ array([0, 1, 2, 3])
 >>> keys, scores = gallery.search(vectors[:1], top_k=2, filter=Filter(camids=[1]))
 >>> [gallery.entry(key).path for key in keys[0]], scores.tolist()
 (['a.jpg', 'c.jpg'], [[1.0, 0.0]])
+>>> folder.cleanup()
 """
 
 from reid.gallery.base import Gallery
