@@ -175,17 +175,22 @@ def compare_command(args: argparse.Namespace) -> None:
 
 def index_command(args: argparse.Namespace) -> None:
     """Embeds images into a gallery: a data set's gallery split, or image files, folders and tables of them."""
+    from reid import distributed
     from reid.gallery import commands
 
     if bool(args.images) == bool(args.dataset):
         raise ReidError("index takes either image files, folders and tables, or --dataset NAME")
-    tables = [place for place in args.images if place.lower().endswith(".csv")]
-    others = [place for place in args.images if place not in tables]
-    images = [image for table in tables for image in commands.read_table(table)]
-    images += [commands.Image(str(path)) for path in (find_images(others) if others else ())]
-    if args.dataset:
-        images = [commands.Image(*sample) for sample in read_data(args).gallery]
+    world = distributed.join()
+    images: list[commands.Image] = []
+    if world.first:
+        tables = [place for place in args.images if place.lower().endswith(".csv")]
+        others = [place for place in args.images if place not in tables]
+        images = [image for table in tables for image in commands.read_table(table)]
+        images += [commands.Image(str(path)) for path in (find_images(others) if others else ())]
+        if args.dataset:
+            images = [commands.Image(*sample) for sample in read_data(args).gallery]
     weights = Path(args.weights or default_weights())
+    args.device = args.device or distributed.pick_device(world)
 
     def unreadable(paths: list[str]) -> set[str]:
         bad = find_bad(paths)
@@ -194,7 +199,7 @@ def index_command(args: argparse.Namespace) -> None:
         return set(bad)
 
     embedder = load_embedder(weights, args)
-    print(commands.index(Path(args.gallery), images, embedder, weights, unreadable, args.preset, args.recall))
+    print(commands.index(args.gallery, images, embedder, weights, unreadable, world, args.preset, args.recall))
 
 
 def search_command(args: argparse.Namespace) -> None:
@@ -526,7 +531,8 @@ def refuse_or_tell(bad: dict[str, str], skip_bad: bool) -> str:
 
 def default_weights() -> Path:
     """The small model that comes with the program."""
-    print(f"model: weights/{DEFAULT_WEIGHTS.name}, since no --weights is given", file=sys.stderr)
+    if first_process():
+        print(f"model: weights/{DEFAULT_WEIGHTS.name}, since no --weights is given", file=sys.stderr)
     return DEFAULT_WEIGHTS
 
 
@@ -872,13 +878,14 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors (default: the small one that "
                         "comes with the program)")  # fmt: skip
-    parser.add_argument("--gallery", metavar="DIR", required=True, help="made if absent; else new images are added")
+    parser.add_argument("--gallery", metavar="GALLERY", required=True, help="a folder, milvus://HOST:PORT/NAME, or "
+                        "milvus+lite:PATH.db; made if absent, else new images are added")  # fmt: skip
     add_preset(parser, "--preset")
     add_common(parser)
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("gallery", metavar="GALLERY", help="folder that index or the main job made")
+    parser.add_argument("gallery", metavar="GALLERY", help="what index or the main job made: a folder, or milvus...")
     parser.add_argument("query", nargs="*", metavar="QUERY", help="images of one person, joined into one search; with "
                         "--output images and folders of them, a search each")  # fmt: skip
     parser.add_argument("--key", type=int, action="append", default=[], metavar="N", help="instead of QUERY an image "
@@ -935,7 +942,7 @@ def add_gallery(parser: argparse.ArgumentParser) -> None:
 
     def action(name: str, what: str) -> argparse.ArgumentParser:
         made = actions.add_parser(name, help=what, description=what)
-        made.add_argument("gallery", metavar="GALLERY", help="folder that index or the main job made")
+        made.add_argument("gallery", metavar="GALLERY", help="what index or the main job made: a folder, or milvus...")
         return made
 
     info = action("info", "what it holds, and who may query it")
@@ -1031,7 +1038,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[
     "pretrain": (pretrain_command, add_pretrain),
 }
 
-SHARED_BY_PROCESSES = (None, "train", "pretrain")  # under torchrun the other commands run in its first process
+SHARED_BY_PROCESSES = (None, "train", "pretrain", "index")  # under torchrun the other commands run in its first process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,11 +50,11 @@ def build(folder: Path, images: int, dimension: int) -> tuple[Gallery, float]:
 
 def measure(gallery: Gallery, queries: np.ndarray, rounds: int) -> dict[str, float]:
     """Median seconds of each contender."""
-    vectors = np.load(next(gallery.path.glob("vectors-*.npy")), mmap_mode="r")
+    vectors = np.load(next(Path(gallery.place).glob("vectors-*.npy")), mmap_mode="r")
     one, mapped = queries[:1], np.asarray(vectors)
     some = Filter(camids=[1], after=len(vectors) / 2)
     contenders: dict[str, Callable[[], object]] = {
-        "open": lambda: Gallery.open(gallery.path),
+        "open": lambda: Gallery.open(gallery.place),
         "memory pass": lambda: mapped.max(),
         "product of one": lambda: mapped @ one[0],
         "search of one": lambda: gallery.search(one, TOP_K),

@@ -342,3 +342,17 @@ def test_mean_ap_of_lists() -> None:
     images = bench_presets.Images(np.empty((4, 1)), np.array([1, 1, 2, 1]), np.array([1, 2, 2, 2]))
     found = np.array([[0, 2, 1, 7], [0, 1, 2, 3]])  # own camera, another, a match, a synthetic one; nobody
     assert bench_presets.mean_ap(found, query, images) == pytest.approx((1 / 2) / 2)
+
+
+# ---- milvus.py
+
+
+def test_the_milvus_benchmark_measures_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    for module in ("pymilvus", "milvus_lite"):
+        pytest.importorskip(module, reason="pip install 'pymilvus>=3.0' 'milvus-lite>=3.2'")
+    from benchmarks import milvus
+
+    assert milvus.main(["--images", "300", "--dimension", "16", "--queries", "5"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("images a second") == 2
+    assert "recall@10 of Milvus: 1.0000" in told

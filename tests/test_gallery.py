@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from reid.gallery import (
     repair,
     to_faiss,
 )
+from reid.gallery.store import FolderGallery
 from reid.types import JUNK, ReidError
 from tests.forks import Child, Forks
 
@@ -47,7 +49,7 @@ def random_unit(count: int, seed: int = 0, dimension: int = DIMENSION) -> np.nda
     return unit(np.random.default_rng(seed).standard_normal((count, dimension)))
 
 
-def create(path: Path, **changes: Any) -> Gallery:
+def create(path: Path | str, **changes: Any) -> Gallery:
     return Gallery.create(path, **{"dimension": DIMENSION, "fingerprint": "abc", "input_size": (384, 128), **changes})
 
 
@@ -55,9 +57,14 @@ def digest(number: int) -> str:
     return f"{number:064x}"
 
 
-def filled(path: Path, count: int = 20) -> Gallery:
-    """Vectors of seed 0, paths 0.jpg .., pids 0, 1, 2, 0 .., camids 1, 2, 3, 4, 1 .., times 0, 1, .., hashes, lanes."""
+def filled(path: Path, count: int = 20) -> FolderGallery:
     gallery = create(path)
+    assert isinstance(gallery, FolderGallery)
+    return fill(gallery, count)
+
+
+def fill(gallery: Any, count: int = 20) -> Any:
+    """Vectors of seed 0, paths 0.jpg .., pids 0, 1, 2, 0 .., camids 1, 2, 3, 4, 1 .., times 0, 1, .., hashes, lanes."""
     numbers = np.arange(count)
     gallery.add(
         random_unit(count), [f"{n}.jpg" for n in numbers], numbers % 3, numbers % 4 + 1, numbers,
@@ -76,6 +83,42 @@ def assert_searches(gallery: Gallery, count: int = 20) -> None:
 
 def files_of(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()} - {"lock"}
+
+
+def make_milvus(folder: Path, name: str, options: str = "", **changes: Any) -> Gallery:
+    """In Milvus Lite; or on a server, as GALLERY_MILVUS=milvus://localhost:19530 names it."""
+    for module in ("pymilvus", "milvus_lite"):
+        if find_spec(module) is None:
+            pytest.skip(f"no {module} here: pip install 'pymilvus>=3.0' 'milvus-lite>=3.2'")
+    server = os.environ.get("GALLERY_MILVUS")
+    place = f"{server}/{name}_{os.getpid()}" if server else f"milvus+lite:{folder}/{name}.db"
+    return create(place + options, **changes)
+
+
+@pytest.fixture(scope="module")
+def in_milvus(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    return make_milvus(tmp_path_factory.mktemp("milvus"), "people")
+
+
+@pytest.fixture(params=["folder", "milvus"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Gallery:
+    """A gallery of nothing yet, in a folder and in Milvus (where making one takes a second, so it is emptied)."""
+    if request.param == "folder":
+        return create(tmp_path / "g")
+    gallery = request.getfixturevalue("in_milvus")
+    gallery.remove(Filter(exclude_keys=[-1]))
+    gallery._at.put("state", json.dumps({"next_key": 0}))
+    return gallery
+
+
+@pytest.fixture(scope="module", params=["folder", "milvus"])
+def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    """For reading only: what `filled` holds, and three images more."""
+    folder = tmp_path_factory.mktemp("mixed")
+    gallery = fill(create(folder / "g") if request.param == "folder" else make_milvus(folder, "mixed"))
+    gallery.add(random_unit(3, seed=5), ["bad-\udcff.jpg", 'x"\\\n', "bytes:y"], ["anna", None, 2], [None, 3, 1],
+                fields=[{"lane": 1, "speed": 2.5}, {}, {"lane": '1" or 1=1 --'}])  # fmt: skip
+    return gallery
 
 
 # ---- exact search
@@ -131,8 +174,8 @@ def test_an_answer_does_not_depend_on_how_it_was_asked(tmp_path: Path, monkeypat
     assert np.array_equal(gallery.search(queries, 50, filter=Filter(camids=[1])).keys, [row[:50] for row in late])
 
 
-def test_one_camera_for_all_queries(tmp_path: Path) -> None:
-    gallery = filled(tmp_path / "g")
+def test_one_camera_for_all_queries(empty: Gallery) -> None:
+    gallery = fill(empty)
     keys = gallery.search(random_unit(5), 15, exclude_camids=2).keys
     assert {gallery.entry(key).camid for key in keys.ravel()} == {1, 3, 4}
     each = gallery.search(random_unit(5), 15, exclude_camids=[2, None, 2, 2, 2]).keys
@@ -151,18 +194,19 @@ def test_one_camera_for_all_queries(tmp_path: Path) -> None:
         (Filter(fields={"lane": "1"}), lambda e: str(e.fields.get("lane")) == "1"),
         (Filter(fields={"lane": 1, "speed": 2.5}), lambda e: e.fields.get("speed") == 2.5),
         (Filter(fields={"lane": "1' OR 1=1 --"}), lambda e: False),
+        (Filter(fields={"lane": '1" or 1=1 --'}), lambda e: e.key == 22),
+        (Filter(pids=['x"] or key in [1']), lambda e: False),
         (Filter(keys=[3, 4, 99]), lambda e: e.key in (3, 4)),
         (Filter(exclude_keys=[3, 4]), lambda e: e.key not in (3, 4)),
         (Filter(paths=["7.jpg", "bad-\udcff.jpg", "none"]), lambda e: e.path in ("7.jpg", "bad-\udcff.jpg")),
+        (Filter(paths=['x"\\\n', "bytes:y"], exclude_camids=[1]), lambda e: e.key == 21),
+        (Filter(keys=[]), lambda e: False),
         (Filter(camids=[2], after=3, exclude_keys=[5]), lambda e: e.camid == 2 and e.time >= 3 and e.key != 5),
     ],
 )
-def test_filters_before_the_search(tmp_path: Path, chosen: Filter, meets: Callable[[Entry], bool]) -> None:
-    gallery = filled(tmp_path / "g")
-    more = random_unit(3, seed=5)
-    gallery.add(more, ["bad-\udcff.jpg", "x", "y"], ["anna", None, 2], [None, 3, 1],
-                fields=[{"lane": 1, "speed": 2.5}, {}, {}])  # fmt: skip
-    vectors, queries = np.concatenate([random_unit(20), more]), random_unit(4, seed=6)
+def test_filters_before_the_search(mixed: Gallery, chosen: Filter, meets: Callable[[Entry], bool]) -> None:
+    gallery = mixed
+    vectors, queries = np.concatenate([random_unit(20), random_unit(3, seed=5)]), random_unit(4, seed=6)
     expected = [entry for entry in gallery.entries() if meets(entry)]
     assert list(gallery.entries(chosen)) == expected
     assert gallery.count(chosen) == len(expected)
@@ -173,8 +217,8 @@ def test_filters_before_the_search(tmp_path: Path, chosen: Filter, meets: Callab
     assert (keys[:, len(among) :] == -1).all()
 
 
-def test_groups(tmp_path: Path) -> None:
-    gallery = create(tmp_path / "g")
+def test_groups(empty: Gallery) -> None:
+    gallery = empty
     vectors, queries = random_unit(60), random_unit(5, seed=3)
     pids = [None, JUNK, 0, *([1] * 30), *(["anna"] * 20), *range(2, 9)]
     tracks: list[dict[str, str | int | float]] = [{"track": n // 6} for n in range(60)]
@@ -193,8 +237,8 @@ def test_groups(tmp_path: Path) -> None:
                 assert np.isfinite(scores[q]).sum() == len(expected)
 
 
-def test_threshold_and_fused_queries(tmp_path: Path) -> None:
-    gallery = filled(tmp_path / "g")
+def test_threshold_and_fused_queries(empty: Gallery) -> None:
+    gallery = fill(empty)
     keys, scores = gallery.search(random_unit(2, seed=4), 20, threshold=0.2)
     whole = gallery.search(random_unit(2, seed=4), 20)
     assert (scores[scores > -np.inf] >= 0.2).all()
@@ -208,22 +252,22 @@ def test_threshold_and_fused_queries(tmp_path: Path) -> None:
             fuse(wrong)
 
 
-def test_equal_scores_come_in_order_of_key(tmp_path: Path) -> None:
-    gallery = create(tmp_path / "g")
+def test_equal_scores_come_in_order_of_key(empty: Gallery) -> None:
+    gallery = empty
     gallery.add(np.repeat(random_unit(1), 40, axis=0), [str(n) for n in range(40)])
     assert gallery.search(random_unit(1), 40).keys.tolist() == [list(range(40))]
 
 
-def test_scores_do_not_exceed_one(tmp_path: Path) -> None:
+def test_scores_do_not_exceed_one(empty: Gallery) -> None:
     vectors = random_unit(20) * np.float32(1.00004)  # unit, within what is tolerated
-    gallery = create(tmp_path / "g")
+    gallery = empty
     gallery.add(np.concatenate([vectors, -vectors]), [str(n) for n in range(40)])
     scores = gallery.search(vectors, 40).scores
     assert (scores.min(), scores.max()) == (-1, 1)
 
 
-def test_empty_gallery_and_large_k(tmp_path: Path) -> None:
-    gallery = create(tmp_path / "g")
+def test_empty_gallery_and_large_k(empty: Gallery) -> None:
+    gallery = empty
     keys, scores = gallery.search(random_unit(2), 3)
     assert keys.tolist() == [[-1] * 3] * 2
     assert (scores == -np.inf).all()
@@ -262,10 +306,8 @@ def test_rank1_and_map_equal_the_evaluation(tmp_path: Path) -> None:
 # ---- what it keeps
 
 
-def test_everything_persists(tmp_path: Path) -> None:
-    model = tmp_path / "net.safetensors"
-    model.write_bytes(b"weights")
-    gallery = create(tmp_path / "g", model=model)
+def test_everything_persists(empty: Gallery) -> None:
+    gallery = empty
     paths = ["a,b.jpg", 'quo"te\n\rline.jpg', "dämmerung/夜.jpg", " spaces .jpg", "bad-\udcff-utf8.jpg"]
     before = time.time()
     gallery.add(
@@ -274,7 +316,7 @@ def test_everything_persists(tmp_path: Path) -> None:
     gallery.add(random_unit(3, seed=1), paths[2:], np.array([JUNK, 0, 2**40]), fields=[{}, {}, {"ä": 1.5, "b": "c"}])
     gallery.add(random_unit(1, seed=2), ["z"], ["anna"])
 
-    opened = Gallery.open(str(tmp_path / "g"))
+    opened = Gallery.open(gallery.place)
     entries = list(opened.entries())
     assert entries == list(gallery.entries())
     assert all(before - 1 <= entry.added <= time.time() + 1 for entry in entries)
@@ -291,14 +333,20 @@ def test_everything_persists(tmp_path: Path) -> None:
     assert Path(paths[0]) in opened
     assert "c.jpg" not in opened
     assert (opened.dimension, opened.fingerprint, opened.input_size, len(opened)) == (16, "abc", (384, 128), 6)
-    assert opened.model_path == tmp_path / "g" / "model.safetensors"
-    assert opened.model_path.read_bytes() == b"weights"
-    assert filled(tmp_path / "without").model_path is None
     opened.check_model("abc")
     info = opened.info()
     assert (info.images, info.people, info.cameras, info.times) == (6, 3, {2: 1}, (1.25, 1.25))
-    assert info.bytes == sum(file.stat().st_size for file in opened.path.iterdir())
-    assert check(tmp_path / "g") == []
+    assert check(gallery.place) == []
+
+
+def test_a_gallery_holds_its_model_and_knows_its_size(tmp_path: Path) -> None:
+    model = tmp_path / "net.safetensors"
+    model.write_bytes(b"weights")
+    gallery = create(tmp_path / "g", model=model)
+    assert gallery.model_path == tmp_path / "g" / "model.safetensors"
+    assert gallery.model_path.read_bytes() == b"weights"
+    assert filled(tmp_path / "without").model_path is None
+    assert gallery.info().bytes == sum(file.stat().st_size for file in (tmp_path / "g").iterdir())
 
 
 def test_empty_folder_becomes_a_gallery(tmp_path: Path) -> None:
@@ -316,8 +364,8 @@ def test_many_small_additions_lie_in_few_files(tmp_path: Path) -> None:
     assert check(gallery.path) == []
 
 
-def test_an_image_that_changed_takes_its_place(tmp_path: Path) -> None:
-    gallery = filled(tmp_path / "g")
+def test_an_image_that_changed_takes_its_place(empty: Gallery) -> None:
+    gallery = fill(empty)
     assert gallery.known(["3.jpg", "3.jpg", "new.jpg", "new.jpg"], [digest(3), digest(99), digest(4), digest(99)]) == [
         True, False, True, False
     ]  # fmt: skip
@@ -330,7 +378,7 @@ def test_an_image_that_changed_takes_its_place(tmp_path: Path) -> None:
     for same in ({"hashes": [digest(99)]}, {}):
         with pytest.raises(ReidError, match=r"3\.jpg is in it already"):
             gallery.add(changed, ["3.jpg"], **same)
-    assert check(gallery.path) == []
+    assert check(gallery.place) == []
 
 
 @pytest.mark.parametrize(
@@ -362,13 +410,31 @@ def test_removed_images_are_gone(tmp_path: Path, chosen: Filter, left: Callable[
     assert gallery.info().files <= 1
 
 
-def test_a_removal_takes_a_condition(tmp_path: Path) -> None:
-    gallery = filled(tmp_path / "g")
+def test_a_removal_takes_a_condition(empty: Gallery) -> None:
+    gallery = fill(empty)
     for nothing in (Filter(), Filter(camids=[], pids=[], fields={})):
         with pytest.raises(ReidError, match="takes a condition"):
             gallery.remove(nothing)
     assert gallery.remove(Filter(keys=[])) == 0
     assert_searches(gallery)
+
+
+def test_removed_expired_and_forgotten_images_are_not_found(empty: Gallery) -> None:
+    gallery = fill(empty)
+    gallery.add(random_unit(1, seed=9), ["no-time.jpg"], [4])
+    assert gallery.remove(Filter(camids=[1], after=16)) == 1
+    assert gallery.expire(9) == 9
+    assert [entry.key for entry in gallery.entries()] == [*range(9, 16), *range(17, 21)]
+    done = gallery.forget(1)
+    assert (done.images, gallery.forget(1).images) == (3, 0)
+    assert "no " in done.proof
+    gallery.compact()
+    left = [9, 11, 12, 14, 15, 17, 18, 20]
+    assert [entry.key for entry in gallery.entries()] == left
+    assert sorted(key for key in gallery.search(random_unit(1), 30).keys[0] if key >= 0) == left
+    assert gallery.add(random_unit(1, seed=8), ["new.jpg"]).tolist() == [21]
+    assert gallery.expire(time.time() + 5) == 9  # by their time of adding
+    assert len(gallery) == 0
 
 
 def test_expired_images_are_gone_from_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,7 +472,7 @@ def test_forgetting_a_person_leaves_no_trace(tmp_path: Path) -> None:
     assert set(traces(gallery.path, needles)) == {"gallery.sqlite", *(f.name for f in gallery.path.glob("vectors-*"))}
     done = gallery.forget("p0")
     assert done.images == 11
-    assert done.bytes == sum(file.stat().st_size for file in gallery.path.iterdir())
+    assert f"{sum(file.stat().st_size for file in gallery.path.iterdir()):,} bytes searched" in done.proof
     assert traces(gallery.path, needles) == []
     assert gallery.count(Filter(pids=["p0"])) == 0
     assert gallery.count() == 32
@@ -422,8 +488,8 @@ def test_a_trace_is_named(tmp_path: Path) -> None:
         gallery.forget(1)
 
 
-def test_merged_galleries(tmp_path: Path) -> None:
-    ours, theirs = filled(tmp_path / "a"), create(tmp_path / "b")
+def test_merged_galleries(empty: Gallery, tmp_path: Path) -> None:
+    ours, theirs = fill(empty), create(tmp_path / "b")
     vectors = random_unit(6, seed=9)
     theirs.add(vectors, ["n0", "n1", "5.jpg", "n3", "n4", "n5"], [1, 2, 3, None, "x", 9], [9] * 6, [3.0] * 6,
                hashes=[digest(100), digest(2), digest(101), digest(102), digest(102), None])  # fmt: skip
@@ -435,15 +501,17 @@ def test_merged_galleries(tmp_path: Path) -> None:
     assert np.array_equal(ours.vectors([20, 21]), vectors[[3, 5]])
     assert ours.merge(theirs) == (0, 5)
     assert len(theirs) == 5
-    assert check(ours.path) == []
+    assert theirs.merge(ours) == (18, 4)  # all but those of a path or content that it has
+    assert np.array_equal(theirs.vectors(range(6, 24)), ours.vectors([n for n in range(20) if n not in (2, 5)]))
+    assert check(ours.place) == []
     with pytest.raises(ReidError, match="made by the model abc, .* by other"):
         ours.merge(create(tmp_path / "c", fingerprint="other"))
     with pytest.raises(ReidError, match="to be merged into it"):
-        ours.merge(Gallery.open(ours.path))
+        ours.merge(Gallery.open(ours.place))
 
 
-def test_exports(tmp_path: Path) -> None:
-    gallery = filled(tmp_path / "g")
+def test_exports(empty: Gallery, tmp_path: Path) -> None:
+    gallery = fill(empty)
     gallery.remove(Filter(keys=[1]))
     gallery.add(random_unit(1, seed=3), ["bad-\udcff,.jpg"])
     export(gallery, tmp_path / "out", faiss=True)
@@ -946,22 +1014,34 @@ def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
         (lambda g: g.search(random_unit(2), 1, exclude_camids=[1, 2, 3]), "got 3 for 2 queries"),
         (lambda g: g.search(random_unit(2), 1, group_by="track"), "no image has the field 'track'"),
         (lambda g: g.entry(-1), "no image has the key -1"),
-        (lambda g: g.vectors([0, 20]), "no image has the key 20"),
+        (lambda g: g.vectors([0, 23]), "no image has the key 23"),
         (lambda g: g.check_model("def"), "made by the model abc, the query by def"),
-        (lambda g: create(g.path), "exists already and is not empty"),
-        (lambda g: create(g.path / "manifest.json"), "exists already and is not empty"),
-        (lambda g: create(g.path / "new", dimension=0), "at least 1, got 0"),
-        (lambda g: create(g.path / "new", model="none.safetensors"), "no model file none.safetensors"),
-        (lambda g: Gallery.open(g.path / "new"), "no manifest.json"),
+        (lambda g: create(g.place), "exists already"),
+        (lambda g: create(new_beside(g), dimension=0), "at least 1, got 0"),
+        (lambda g: create(new_beside(g), model="none.safetensors"), "no model file none.safetensors"),
+        (lambda g: Gallery.open(new_beside(g)), "there is none"),
     ],
 )
-def test_refusals_change_nothing(tmp_path: Path, call: Callable[[Gallery], object], message: str) -> None:
-    gallery = filled(tmp_path / "g")
-    before = {file.name: file.read_bytes() for file in gallery.path.iterdir()}
+def test_refusals_change_nothing(mixed: Gallery, call: Callable[[Gallery], object], message: str) -> None:
+    before = list(mixed.entries())
     with pytest.raises(ReidError, match=message) as error:
-        call(gallery)
+        call(mixed)
     assert "\n" not in str(error.value)
-    assert {file.name: file.read_bytes() for file in gallery.path.iterdir()} == before
+    assert list(mixed.entries()) == before
+    assert mixed.search(random_unit(20), 1).keys[:, 0].tolist() == list(range(20))
+    assert not Gallery.exists(new_beside(mixed))
+
+
+def new_beside(gallery: Gallery) -> str:
+    """Where no gallery is."""
+    return f"{gallery.place.removesuffix('.db')}_new{'.db' if gallery.place.endswith('.db') else ''}"
+
+
+def test_a_folder_of_other_files_does_not_become_a_gallery(tmp_path: Path) -> None:
+    gallery = filled(tmp_path / "g")
+    for path in (gallery.path, gallery.path / "manifest.json"):
+        with pytest.raises(ReidError, match="exists already and is not empty"):
+            create(path)
     assert_searches(gallery)
 
 

@@ -18,6 +18,7 @@ from reid.gallery import Entry, Filter, Gallery, fuse, hash_file, parse_time
 from reid.model import ReidModel, load_model, save_model
 from reid.rerank import rerank
 from tests.test_cli import refused
+from tests.test_gallery import make_milvus
 
 
 @pytest.fixture
@@ -293,3 +294,36 @@ def test_presets(
     assert "preset          compact" in capsys.readouterr().out
     assert gallery.search(gallery.vectors([3]), 5).keys[0, 0] == before[0, 0] == 3
     assert "its vectors are gone" in refused(capsys, "gallery", "preset", gallery.path, "exact")
+
+
+def test_the_commands_on_a_gallery_in_milvus(
+    gallery: Gallery, crops: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Nothing changes but the place: `gallery`, a folder, is merged into an empty one, from where all works."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = load_model(weights)
+    there = make_milvus(tmp_path, "commands", dimension=model.dimension, fingerprint=Embedder(model).fingerprint,
+                        input_size=model.input_size, model=weights)  # fmt: skip
+
+    def say(*words: object, code: int = 0) -> str:
+        capsys.readouterr()
+        assert done("gallery", *words) == code
+        return capsys.readouterr().out
+
+    place = there.place
+    assert "20 images added, 0 were there already" in say("merge", place, gallery.place)
+    query = [people_image(crops, 22), "--picture", tmp_path / "p.png", "--camera", 2, "--top-k", 99]
+    answers = [ask(capsys, where, *query) for where in (gallery.place, place)]
+    assert [a["key"] for a in answers[0]] == [a["key"] for a in answers[1]]
+    assert np.allclose([a["score"] for a in answers[0]], [a["score"] for a in answers[1]], atol=1e-6)
+    assert done("index", *sorted(crops.iterdir())[18:22], "--weights", weights, "--gallery", place) == 0
+    assert "2 images added, 22 in all, 2 were there already by their content" in capsys.readouterr().out
+    assert "images          22" in say("info", place)
+    assert "no problems found" in say("check", place)
+    assert "entries.csv, vectors.npy" in say("export", place, "--output", tmp_path / "out")
+    assert "1 images removed, 21 remain" in say("remove", place, "--path", sorted(crops.iterdir())[0])
+    assert "no query and no search finds them" in say("forget", place, "--pid", "p4")
+    assert "4 images deleted" not in say("expire", place, "--older-than", "5000w")
+    assert "asked to merge" in say("compact", place)
+    assert there.count(Filter(pids=["p4"])) == 0

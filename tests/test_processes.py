@@ -7,8 +7,9 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import run_reid
 from reid import loop
 from reid.augment import augment, draw
 from reid.distributed import World, synchronise_batch_norms
+from reid.extract import Embedder
+from reid.gallery import Gallery
+from reid.gallery.commands import _part
 from reid.loop import Interrupted
-from reid.model import load_model
+from reid.model import ReidModel, load_model, save_model
 from reid.train import _Run, train
 from reid.types import ReidError, Sample
 from tests.forks import Child, Forks
@@ -93,6 +98,20 @@ def long_run(place: str, name: str, seconds: str) -> None:
     samples = of(json.loads((Path(place) / "paths.json").read_text()))
     config = recipe(*RECIPE, "branches=[[2, 1]]", "epochs=20", "watch_epochs=4")
     train(samples, config, Path(place) / name, progress=False)
+
+
+def index_part(*words: str) -> None:
+    """`index`, and how many images this process embedded itself."""
+    embedded, embed = [], Embedder.embed_pixels
+
+    def counted(embedder: Embedder, pixels: np.ndarray) -> np.ndarray:
+        embedded.append(len(pixels))
+        return embed(embedder, pixels)
+
+    Embedder.embed_pixels = counted  # type: ignore[method-assign]
+    code = run_reid.main(["index", *words])
+    print("embedded", sum(embedded), file=sys.stderr)
+    sys.exit(code)
 
 
 CALL = "import sys; from tests import test_processes; getattr(test_processes, sys.argv[1])(*sys.argv[2:])"
@@ -191,6 +210,30 @@ def test_torchrun_trains_by_the_program(forks: Forks, people: Path, tmp_path: Pa
     assert f"model: {tmp_path}/run/model.safetensors" in said[0]
     assert said[1] == "", "only the first process speaks"
     assert load_model(tmp_path / "run/model.safetensors").card["data"]["identities"] == 6
+
+
+def test_torchrun_indexes_by_the_program(
+    forks: Forks, paths: list[str], make_model: Callable[..., ReidModel], tmp_path: Path
+) -> None:
+    """Each process embeds its part; the gallery is that of one process."""
+    model = tmp_path / "model.safetensors"
+    save_model(make_model(), model)
+    said = finish(start(forks, CALL, "index_part", *paths[:23], "--weights", model, "--gallery", tmp_path / "g"))
+    assert "23 images added, 23 in all" in said[0]
+    assert said[0].endswith("embedded 11\n")
+    assert said[1] == "embedded 12\n", "only the first process speaks"
+    assert not (tmp_path / ".g-embedding").exists()
+    gallery = Gallery.open(tmp_path / "g")
+    assert [entry.path for entry in gallery.entries()] == paths[:23]
+    alone = Embedder(load_model(model)).embed(paths[:23])
+    np.testing.assert_allclose(gallery.vectors(range(23)), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_processes_share_images_without_overlap_or_gap(size: int) -> None:
+    parts = [_part([str(n) for n in range(7)], World(rank, size)) for rank in range(size)]
+    assert [path for part in parts for path in part] == [str(n) for n in range(7)]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(

@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from rknn.api import RKNN
 
 
 def main(path: str) -> None:
+    from rknn.api import RKNN  # in that environment alone
+
     job = json.loads(Path(path).read_text())
     rknn = RKNN(verbose=True)
     check(rknn.config(target_platform=job["platform"], mean_values=[job["mean"]], std_values=[job["std"]]))

@@ -1,4 +1,7 @@
-"""The searchable gallery: one folder that holds feature vectors, what is known of their images, and the model.
+"""The searchable gallery: feature vectors, what is known of their images, and the model that made them.
+
+It is one folder, or a collection of Milvus (`reid.gallery.milvus`): `Gallery.create` and `Gallery.open` take either
+place and give the same interface. A folder holds
 
     manifest.json        what never changes: format version, model fingerprint, input size, dimension, metric
     gallery.sqlite       what is in it: key, path, content hash, pid, camid, times and free fields of every image, and
@@ -14,17 +17,24 @@ synced, that names them. So whoever is killed at any moment leaves the gallery a
 writer removes the files that no transaction named. Readers see one whole state at a time and never wait for vectors to
 be written. A file that is replaced lives on for those who have it open.
 
->>> gallery = Gallery.create("people", dimension=2048, fingerprint=f, input_size=(384, 128))  # doctest: +SKIP
->>> keys = gallery.add(features, paths, pids, camids)                                         # doctest: +SKIP
->>> ranking = Gallery.open("people").search(query_features, top_k=10, filter=Filter(camids=[3]))  # doctest: +SKIP
+>>> import tempfile, numpy as np
+>>> folder, vectors = tempfile.TemporaryDirectory(), np.eye(4, dtype=np.float32)
+>>> gallery = Gallery.create(f"{folder.name}/people", dimension=4, fingerprint="model", input_size=(384, 128))
+>>> gallery.add(vectors, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], pids=[1, 1, 2, "anna"], camids=[1, 2, 1, 3])
+array([0, 1, 2, 3])
+>>> keys, scores = gallery.search(vectors[:1], top_k=2, filter=Filter(camids=[1]))
+>>> [gallery.entry(key).path for key in keys[0]], scores.tolist()
+(['a.jpg', 'c.jpg'], [[1.0, 0.0]])
+>>> folder.cleanup()
 """
 
+from reid.gallery.base import Gallery
 from reid.gallery.export import export, to_faiss
 from reid.gallery.health import check, repair
 from reid.gallery.presets import PRESETS
 from reid.gallery.reranked import search_reranked
 from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
-from reid.gallery.store import Entry, Forgotten, Gallery, Info, fuse, hash_file
+from reid.gallery.store import Entry, Forgotten, Info, fuse, hash_file
 
 __all__ = [
     "PRESETS",

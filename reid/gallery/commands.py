@@ -12,24 +12,26 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from reid.files import write_text
+from reid.gallery.base import RECALL, Gallery, scratch_of
 from reid.gallery.codec import LEAST
 from reid.gallery.export import export
 from reid.gallery.health import check, repair
-from reid.gallery.presets import RECALL
 from reid.gallery.reranked import search_reranked
 from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
-from reid.gallery.store import Entry, Gallery, Info, fuse, hash_file
+from reid.gallery.store import Entry, Info, fuse, hash_file
 from reid.gallery.values import Field, Pid
 from reid.types import ReidError
 
 if TYPE_CHECKING:
     from reid.calibration import Calibration
+    from reid.distributed import World
     from reid.encoder import Encoder
     from reid.extract import Embedder
 
@@ -101,20 +103,29 @@ def _parse_row(row: Mapping[str, str | None], parent: Path) -> Image:
 
 
 def index(
-    folder: Path,
+    place: str,
     images: Sequence[Image],
     embedder: Embedder,
     weights: Path,
     find_bad: Callable[[list[str]], set[str]],
+    world: World,
     preset: str | None = None,
     recall: float = RECALL,
 ) -> str:
     """Embeds the images that are new, by their content, into the gallery, made if absent; returns a line about it.
 
     find_bad: of paths, those to leave out, since they cannot be read; it raises ReidError where they may not be.
-    preset, recall: see `Gallery.set_preset`; None leaves it. Interrupted, it goes on where it was.
+    preset, recall: see `Gallery.set_preset`; None leaves it. Interrupted, it goes on where it was. Several processes
+    embed a part each; the first one, whose `images` count, writes. They share the folder of the gallery, or the first
+    one embeds what it does not find there.
     """
-    gallery = Gallery.open(folder) if (folder / "manifest.json").exists() else None
+    scratch = scratch_of(place)
+    if not world.first:
+        paths: list[str] = world.broadcast(None)
+        embedder.embed(_part(paths, world), save=_scratch_file(scratch, world))
+        world.barrier()
+        return ""
+    gallery = Gallery.open(place) if Gallery.exists(place) else None
     if gallery is not None:
         gallery.check_model(embedder.fingerprint)
     by_path = {os.path.abspath(image.path): image for image in reversed(images)}
@@ -130,13 +141,16 @@ def index(
     bad = find_bad(new)
     new = [path for path in new if path not in bad]
     if gallery is None:
-        gallery = create(folder, embedder, weights)
+        gallery = create(place, embedder, weights)
     before = len(gallery)
-    scratch = folder.with_name(f".{folder.name}-embedding") / "new.npy"  # an interrupted index goes on here
-    vectors = embedder.embed(new, save=scratch, progress=True)
+    world.broadcast(new)
+    embedder.embed(_part(new, world), save=_scratch_file(scratch, world), progress=True)
+    world.barrier()
+    everyone = [replace(world, rank=rank) for rank in range(world.size)]
+    parts = [embedder.embed(_part(new, one), save=_scratch_file(scratch, one)) for one in everyone]
     chosen = [by_path[path] for path in new]
     gallery.add(
-        vectors,
+        parts[0] if len(parts) == 1 else np.concatenate(parts),
         new,
         [image.pid for image in chosen],
         [image.camid for image in chosen],
@@ -144,7 +158,7 @@ def index(
         [image.fields for image in chosen],
         [hashes[path] for path in new],
     )
-    shutil.rmtree(scratch.parent, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     if preset is not None:
         gallery.set_preset(preset, recall=recall)
     replaced = before + len(new) - len(gallery)
@@ -152,7 +166,18 @@ def index(
     told = [f"{len(new)} images added", f"{len(gallery)} in all"]
     told += [f"{replaced} of them in the place of older content"] if replaced > 0 else []
     told += [f"{left} were there already by their content"] if left else []
-    return f"gallery {folder}: {', '.join(told)}"
+    return f"gallery {place}: {', '.join(told)}"
+
+
+def _part(paths: list[str], world: World) -> list[str]:
+    """What that process embeds."""
+    start, end = (len(paths) * rank // world.size for rank in (world.rank, world.rank + 1))
+    return paths[start:end]
+
+
+def _scratch_file(scratch: Path, world: World) -> Path:
+    """An interrupted index goes on there."""
+    return scratch / f"new-{world.rank + 1}-of-{world.size}.npy"
 
 
 def _hash(path: str) -> str:
@@ -163,9 +188,9 @@ def _hash(path: str) -> str:
         return ""
 
 
-def create(folder: Path, embedder: Embedder, weights: Path) -> Gallery:
+def create(place: str | Path, embedder: Embedder, weights: Path) -> Gallery:
     """An empty gallery for this model's vectors, with a copy of the model."""
-    return Gallery.create(folder, dimension=embedder.dimension, fingerprint=embedder.fingerprint,
+    return Gallery.create(place, dimension=embedder.dimension, fingerprint=embedder.fingerprint,
                           input_size=embedder.input_size, model=weights)  # fmt: skip
 
 
@@ -431,8 +456,11 @@ def compact(args: Namespace) -> int:
     before = gallery.info()
     gallery.compact()
     after = gallery.info()
-    print(f"gallery {args.gallery}: {before.files} files of vectors to {after.files}, {before.bytes:,} bytes to "
-          f"{after.bytes:,}")  # fmt: skip
+    if before.files is None or before.bytes is None or after.bytes is None:
+        print(f"gallery {args.gallery}: Milvus was asked to merge its files")
+    else:
+        print(f"gallery {args.gallery}: {before.files} files of vectors to {after.files}, {before.bytes:,} bytes to "
+              f"{after.bytes:,}")  # fmt: skip
     return 0
 
 
@@ -446,14 +474,13 @@ def remove(args: Namespace) -> int:
 
 
 def forget(args: Namespace) -> int:
-    """Deletes every trace of one person from a gallery's files, and proves it."""
+    """Deletes every trace of one person, and says what proves it."""
     gallery = Gallery.open(args.gallery)
     person = parse_pid(args.person)
     if person is None:
         raise ReidError("--pid takes a person's number or name")
     done = gallery.forget(person)
-    print(f"gallery {args.gallery}: {done.images} images of {person} deleted, {len(gallery)} remain; no trace of their "
-          f"paths, content hashes and vectors in its {done.files} files ({done.bytes:,} bytes searched)")  # fmt: skip
+    print(f"gallery {args.gallery}: {done.images} images of {person} deleted, {len(gallery)} remain; {done.proof}")
     return 0
 
 

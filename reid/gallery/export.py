@@ -6,18 +6,18 @@ import csv
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reid.files import atomic_folder
+from reid.gallery.base import Gallery
 from reid.gallery.select import show_time
-from reid.gallery.store import Entry, Gallery, _View
+from reid.gallery.store import Entry
 from reid.gallery.values import stored
 from reid.types import ReidError
-
-_STEP = 1024  # vectors at a time
 
 
 def export(
@@ -34,14 +34,11 @@ def export(
         raise ReidError(f"export: {folder} exists already and is not empty: give another folder")
     if parquet and _lacks("pyarrow"):
         raise ReidError("export: Parquet needs pyarrow: pip install 'pyarrow>=18', or leave --parquet out")
-    with gallery.reading():
-        entries = list(gallery.entries())
-        view = gallery._seen()  # its files stay readable when the block ends
-    rows = np.flatnonzero(view.live)
-    blocks = [rows[start : start + _STEP] for start in range(0, len(rows), _STEP)]
+    entries, vectors = gallery.snapshot()
+    everything = range(len(entries))
     with atomic_folder(folder) as temporary:
         if parquet:
-            _write_parquet(temporary / "gallery.parquet", entries, blocks, view, gallery.dimension)
+            _write_parquet(temporary / "gallery.parquet", entries, vectors(everything), gallery.dimension)
         else:
             with (temporary / "entries.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 table = csv.writer(file)
@@ -49,17 +46,19 @@ def export(
                 for e in entries:
                     more = json.dumps(e.fields, ensure_ascii=False)
                     table.writerow([*e[:4], show_time(e.time), show_time(e.added), e.hash, more])
-            shape = (len(rows), gallery.dimension)
-            vectors = np.lib.format.open_memmap(temporary / "vectors.npy", "w+", np.float32, shape)
-            for start, block in zip(range(0, len(rows), _STEP), blocks):
-                vectors[start : start + _STEP] = view.vectors(block)
-            vectors.flush()
+            shape = (len(entries), gallery.dimension)
+            rows = np.lib.format.open_memmap(temporary / "vectors.npy", "w+", np.float32, shape)
+            start = 0
+            for block in vectors(everything):
+                rows[start : start + len(block)] = block
+                start += len(block)
+            rows.flush()
         if faiss:
             import faiss as library
 
             with (temporary / "gallery.faiss").open("wb") as stream:  # by a name, faiss misses it where a disk is full
                 writer = library.PyCallbackIOWriter(stream.write)  # type: ignore
-                library.write_index(_flat_index(view, blocks, gallery.dimension), writer)
+                library.write_index(_flat_index(entries, vectors(everything), gallery.dimension), writer)
     return sorted(file.name for file in folder.iterdir())
 
 
@@ -68,22 +67,21 @@ def to_faiss(gallery: Gallery) -> Any:
 
     `Gallery.search` is exact without it, and faster: see `reid.gallery.exact`.
     """
-    with gallery.reading():
-        view = gallery._seen()
-    rows = np.flatnonzero(view.live)
-    return _flat_index(view, [rows[start : start + _STEP] for start in range(0, len(rows), _STEP)], gallery.dimension)
+    entries, vectors = gallery.snapshot()
+    return _flat_index(entries, vectors(range(len(entries))), gallery.dimension)
 
 
-def _flat_index(view: _View, blocks: list[np.ndarray], dimension: int) -> Any:
+def _flat_index(entries: list[Entry], blocks: Iterator[np.ndarray], dimension: int) -> Any:
     import faiss
 
     index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
+    keys = np.array([entry.key for entry in entries], np.int64)
     for block in blocks:
-        index.add_with_ids(view.vectors(block), view.keys[block])
+        index.add_with_ids(block, keys[index.ntotal : index.ntotal + len(block)])
     return index
 
 
-def _write_parquet(file: Path, entries: list[Entry], blocks: list[np.ndarray], view: _View, dimension: int) -> None:
+def _write_parquet(file: Path, entries: list[Entry], blocks: Iterator[np.ndarray], dimension: int) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -107,7 +105,7 @@ def _write_parquet(file: Path, entries: list[Entry], blocks: list[np.ndarray], v
                 [json.dumps(e.fields, ensure_ascii=False) for e in part],
             ]
             arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds.values())]
-            flat = pyarrow.array(view.vectors(block).ravel(), pyarrow.float32())
+            flat = pyarrow.array(block.ravel(), pyarrow.float32())
             arrays.append(pyarrow.FixedSizeListArray.from_arrays(flat, dimension))
             writer.write_table(pyarrow.table(arrays, names=list(kinds)))
 

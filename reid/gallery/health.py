@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from reid.gallery import learnt, presets, segments
+from reid.gallery.base import is_milvus
 from reid.gallery.learnt import INDEX
 from reid.gallery.manifest import DATABASE, told
 from reid.gallery.segments import Damage
-from reid.gallery.store import _COLUMNS, Entry, Gallery, _entry
+from reid.gallery.store import _COLUMNS, Entry, FolderGallery, _entry
 from reid.types import ReidError
 
 
@@ -29,8 +30,12 @@ class _Part(NamedTuple):
 
 
 def check(path: str | os.PathLike[str]) -> list[str]:
-    """Reads every byte of a gallery: what is wrong, a line each. Raises ReidError where there is none to read."""
-    gallery = Gallery(Path(path))
+    """Reads all of a gallery: what is wrong, a line each. Raises ReidError where there is none to read."""
+    if is_milvus(path):
+        from reid.gallery.milvus import MilvusGallery
+
+        return MilvusGallery.open(path).check()
+    gallery = FolderGallery(Path(path))
     with told(gallery.path), closing(gallery._connect()) as db:
         db.execute("BEGIN")
         troubles = [f"{DATABASE}: {line}" for line in _sound(db)]
@@ -45,13 +50,17 @@ def check(path: str | os.PathLike[str]) -> list[str]:
 
 
 def repair(path: str | os.PathLike[str]) -> tuple[list[Entry], list[str]]:
-    """Writes damaged vector files anew with the rows that are whole, drops the images whose vectors are gone, and
+    """Keeps the vectors that are whole, in new files where a file is damaged, drops the images of the others, and
     learns a damaged index anew.
 
     Returns those images, and what is wrong still. Raises ReidError where the database is damaged, since nothing
     says then which vector is whose, or the codec of a compact gallery.
     """
-    gallery = Gallery(Path(path))
+    if is_milvus(path):
+        from reid.gallery.milvus import MilvusGallery
+
+        return MilvusGallery.open(path).repair()
+    gallery = FolderGallery(Path(path))
     with gallery._locked():
         with told(gallery.path), closing(gallery._connect()) as db:
             damage = _sound(db)
@@ -93,7 +102,7 @@ def _sound(db: sqlite3.Connection) -> list[str]:
     return [] if lines == ["ok"] else lines
 
 
-def _parts(gallery: Gallery, db: sqlite3.Connection) -> list[_Part]:
+def _parts(gallery: FolderGallery, db: sqlite3.Connection) -> list[_Part]:
     parts, layout = [], gallery._layout(db)
     for number, keys, sums in db.execute("SELECT number, keys, checksums FROM segments ORDER BY number").fetchall():
         expected = np.frombuffer(sums, "<u4")
@@ -110,7 +119,7 @@ def _parts(gallery: Gallery, db: sqlite3.Connection) -> list[_Part]:
     return parts
 
 
-def _index_trouble(gallery: Gallery, db: sqlite3.Connection) -> list[str]:
+def _index_trouble(gallery: FolderGallery, db: sqlite3.Connection) -> list[str]:
     named = learnt.named(db)
     if named is not None and named.kind == INDEX:
         try:
@@ -120,7 +129,7 @@ def _index_trouble(gallery: Gallery, db: sqlite3.Connection) -> list[str]:
     return []
 
 
-def _save(gallery: Gallery, db: sqlite3.Connection, part: _Part) -> list[int]:
+def _save(gallery: FolderGallery, db: sqlite3.Connection, part: _Part) -> list[int]:
     """A new file of the rows that are whole, removed images' too, in the place of that; the keys of the others."""
     kept = np.flatnonzero(part.whole)
     if len(kept):

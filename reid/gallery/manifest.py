@@ -42,12 +42,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise ReidError(f"gallery {folder}: cannot be read, {error.strerror}") from None
     except ValueError:
         raise damaged(folder, f"{MANIFEST} is not JSON") from None
+    return as_manifest(values, folder)
+
+
+def as_manifest(values: Any, place: Path | str) -> Manifest:
+    """What was read of a manifest. Raises ReidError."""
     version = values.get("format_version") if isinstance(values, dict) else None
     if isinstance(version, int) and version != FORMAT_VERSION:
         older = f"this program reads {FORMAT_VERSION}: index the images again, into another folder"
         newer = f"this program reads up to {FORMAT_VERSION}; use a newer version of the program"
         raise ReidError(
-            f"gallery {folder}: has format version {version}, {newer if version > FORMAT_VERSION else older}"
+            f"gallery {place}: has format version {version}, {newer if version > FORMAT_VERSION else older}"
         )
     try:
         manifest = Manifest(**{**values, "input_size": tuple(values["input_size"])})
@@ -62,14 +67,14 @@ def read_manifest(folder: Path) -> Manifest:
     except (KeyError, TypeError, AttributeError, ValueError):
         sound = False
     if not sound:
-        raise damaged(folder, f"{MANIFEST} lacks values or holds wrong ones")
+        raise damaged(place, f"{MANIFEST} lacks values or holds wrong ones")
     if manifest.metric != METRIC:
-        raise ReidError(f"gallery {folder}: has the metric {manifest.metric!r}, this program knows {METRIC!r} only")
+        raise ReidError(f"gallery {place}: has the metric {manifest.metric!r}, this program knows {METRIC!r} only")
     return manifest
 
 
-def damaged(folder: Path, what: str) -> ReidError:
-    return ReidError(f"gallery {folder}: is damaged, {what}; see gallery check --repair, or index the images again")
+def damaged(place: Path | str, what: str) -> ReidError:
+    return ReidError(f"gallery {place}: is damaged, {what}; see gallery check --repair, or index the images again")
 
 
 @contextlib.contextmanager

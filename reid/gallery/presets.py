@@ -27,17 +27,16 @@ from reid.gallery.segments import Damage, Segment
 from reid.types import ReidError
 
 if TYPE_CHECKING:
-    from reid.gallery.store import Gallery
+    from reid.gallery.store import FolderGallery
 
 PRESETS = ("exact", "compact", "large", "auto")
-RECALL = 0.99
 _AUTO = 100_000  # images, from which on auto is large
 _SHARE = 8  # the index takes in what came later when that is more than one in so many of it
 _STEP = 4096  # vectors at a time
 _TRIALS = 300  # searches that tell how near codes are to vectors
 
 
-def change(gallery: Gallery, db: sqlite3.Connection, preset: str, recall: float) -> None:
+def change(gallery: FolderGallery, db: sqlite3.Connection, preset: str, recall: float) -> None:
     """Within a transaction. Raises ReidError."""
     if preset not in PRESETS:
         raise ReidError(f"gallery {gallery.path}: the presets are {', '.join(PRESETS)}; there is no {preset!r}")
@@ -54,7 +53,7 @@ def change(gallery: Gallery, db: sqlite3.Connection, preset: str, recall: float)
         learn(gallery, db)
 
 
-def learn(gallery: Gallery, db: sqlite3.Connection) -> None:
+def learn(gallery: FolderGallery, db: sqlite3.Connection) -> None:
     """Anew what the preset asks for, unless that is a codec, which is learnt once."""
     now = learnt.named(db)
     if now and now.kind == CODEC:
@@ -70,7 +69,7 @@ def learn(gallery: Gallery, db: sqlite3.Connection) -> None:
         _learn_index(gallery, db, recall)
 
 
-def keep_up(gallery: Gallery, db: sqlite3.Connection, *, prune: bool = False) -> None:
+def keep_up(gallery: FolderGallery, db: sqlite3.Connection, *, prune: bool = False) -> None:
     """After images came; prune: after images went, of which no code may stay."""
     now = learnt.named(db)
     if now is None:
@@ -96,7 +95,7 @@ def keep_up(gallery: Gallery, db: sqlite3.Connection, *, prune: bool = False) ->
     _save_index(gallery, db, lists, now.settings)
 
 
-def _learn_codec(gallery: Gallery, db: sqlite3.Connection) -> None:
+def _learn_codec(gallery: FolderGallery, db: sqlite3.Connection) -> None:
     """And writes all rows as codes into one file."""
     parts = gallery._segments(db)
     made = _codec_of(gallery, parts)
@@ -112,7 +111,7 @@ def _learn_codec(gallery: Gallery, db: sqlite3.Connection) -> None:
     learnt.save(gallery.path, db, CODEC, made.tensors(), settings)
 
 
-def _learn_index(gallery: Gallery, db: sqlite3.Connection, recall: float) -> None:
+def _learn_index(gallery: FolderGallery, db: sqlite3.Connection, recall: float) -> None:
     parts = gallery._segments(db)
     live = _live(parts)
     lists = Lists.learn(
@@ -125,12 +124,12 @@ def _learn_index(gallery: Gallery, db: sqlite3.Connection, recall: float) -> Non
     _save_index(gallery, db, lists, settings)
 
 
-def _save_index(gallery: Gallery, db: sqlite3.Connection, lists: Lists, settings: dict[str, Any]) -> None:
+def _save_index(gallery: FolderGallery, db: sqlite3.Connection, lists: Lists, settings: dict[str, Any]) -> None:
     more = {"images": len(lists.keys), "last_key": int(lists.keys[-1])}
     learnt.save(gallery.path, db, INDEX, lists.tensors(), {**settings, **more})
 
 
-def _codec_of(gallery: Gallery, parts: Sequence[Segment]) -> Codec:
+def _codec_of(gallery: FolderGallery, parts: Sequence[Segment]) -> Codec:
     return Codec.learn(_taken(parts, _sample(parts, codec.SAMPLE)), gallery.dimension)
 
 

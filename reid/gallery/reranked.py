@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from reid.gallery.store import Entry, Gallery
+from reid.gallery.base import Gallery
+from reid.gallery.store import Entry
 from reid.rerank import K1, K2, LAMBDA, rerank
 from reid.types import Ranking, ReidError
 

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reid.evaluate import UNIT_TOLERANCE, is_unit, row_norms
 from reid.files import atomic_file, atomic_folder, write_json
 from reid.gallery import exact, learnt, presets, segments
+from reid.gallery.base import RECALL, Gallery, Snapshot, check_new
 from reid.gallery.codec import Codec, width_of
 from reid.gallery.coded import Coded
 from reid.gallery.ivf import TOP_K, Indexed, Lists
@@ -39,7 +39,7 @@ from reid.gallery.manifest import (
 )
 from reid.gallery.segments import Damage, Layout, Segment
 from reid.gallery.select import Filter
-from reid.gallery.values import Field, Pid, as_digest, as_integer, as_json, as_pid, as_seconds, stored
+from reid.gallery.values import Field, Pid, as_pid, as_seconds, stored
 from reid.types import Ranking, ReidError
 
 _LOCK = "lock"
@@ -89,19 +89,18 @@ class Info(NamedTuple):
     cameras: dict[int, int]  # camid -> images; those of unknown cameras are in none
     times: tuple[float, float] | None  # first and last of capture
     added: tuple[float, float] | None
-    files: int  # that hold vectors
-    removed: int  # vectors of removed images, which `compact` takes out of the files
-    bytes: int  # of the folder
-    preset: str
-    learnt: Mapping[str, Any] | None  # of a codec or an index: what it was learnt from, and what was measured
+    files: int | None  # that hold vectors; of these three, what a server of Milvus does not tell is None
+    removed: int | None  # vectors of removed images, which `compact` takes out of the files
+    bytes: int | None  # of the folder
+    preset: str | None = None  # of a folder
+    learnt: Mapping[str, Any] | None = None  # of a codec or an index: what it was learnt from, what was measured
 
 
 class Forgotten(NamedTuple):
-    """What `forget` did, after it was proved."""
+    """What `forget` did."""
 
     images: int
-    files: int  # that were searched for traces
-    bytes: int  # likewise
+    proof: str  # what was looked at and found free of them, and what was not
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,16 +133,15 @@ class _View:
         return (indexed or exact).nearest(queries, self.rows, chosen, top_k)
 
 
-class Gallery:
-    """A gallery that is open.
+class FolderGallery(Gallery):
+    """A gallery in a folder.
 
-    Every call sees the newest state, whole; within `reading` all calls see one. Safe to use from several threads, and
-    across a fork. `wait`: seconds that a writer waits for another one, and for readers.
+    Safe to use from several threads, and across a fork. Readers wait for `wait` seconds, too.
     """
 
     def __init__(self, path: Path, *, wait: float = 10.0) -> None:
         """Use `create` or `open`."""
-        self.path, self.wait = path, wait
+        self.path, self.place, self.wait = path, str(path), wait
         self._manifest = read_manifest(path)
         self._view: _View | None = None
         self._coded: tuple[int, Coded] | None = None
@@ -153,28 +151,21 @@ class Gallery:
     @classmethod
     def create(
         cls,
-        path: str | os.PathLike[str],
+        place: str | os.PathLike[str],
         *,
         dimension: int,
         fingerprint: str,
         input_size: tuple[int, int],
         model: str | os.PathLike[str] | None = None,
         wait: float = 10.0,
-    ) -> Gallery:
-        """A new and empty gallery in the folder `path`, which must not exist or be empty.
-
-        dimension: of the vectors. fingerprint: names the model that makes them. input_size: (h, w) in pixels of the
-        model's images. model: its file, copied into the gallery. Raises ReidError.
-        """
-        path = Path(path)
+    ) -> FolderGallery:
+        """In the folder `place`, which must not exist or be empty."""
+        path = Path(place)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ReidError(
                 f"gallery {path}: exists already and is not empty; open it, or choose or empty another folder"
             )
-        if dimension < 1:
-            raise ReidError(f"gallery {path}: the dimension of its vectors should be at least 1, got {dimension}")
-        if model is not None and not Path(model).is_file():
-            raise ReidError(f"gallery {path}: there is no model file {model}")
+        check_new(path, dimension, model)
         height, width = map(int, input_size)
         with told(path, writing=True), atomic_folder(path) as folder:
             digest = _copy_model(Path(model), folder) if model is not None else None
@@ -185,29 +176,24 @@ class Gallery:
         return cls.open(path, wait=wait)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, wait: float = 10.0) -> Gallery:
-        """The gallery in the folder `path`. The vectors' checksums are not compared: see `check`. Raises ReidError."""
-        gallery = cls(Path(path), wait=wait)
+    def open(cls, place: str | os.PathLike[str], *, wait: float = 10.0) -> FolderGallery:
+        """The vectors' checksums are not compared: see `check`."""
+        gallery = cls(Path(place), wait=wait)
         with gallery.reading():
             return gallery
 
+    @classmethod
+    def exists(cls, place: str | os.PathLike[str]) -> bool:
+        return (Path(place) / MANIFEST).exists()
+
     # ---- what is in it
 
-    def __len__(self) -> int:
-        return self.count()
-
-    def __contains__(self, path: str | os.PathLike[str]) -> bool:
-        """Whether an image of that path, spelled so, is in the gallery."""
-        return self.count(Filter(paths=[path])) > 0
-
     def count(self, filter: Filter | None = None) -> int:
-        """Images that meet the filter."""
         where, values = (filter or Filter()).where()
         with self.reading() as db:
             return int(db.execute(f"SELECT COUNT(*) FROM images WHERE {where}", values).fetchone()[0])
 
     def entry(self, key: int) -> Entry:
-        """The image of that key. Raises ReidError where there is none (-1 in a Ranking among them)."""
         with self.reading() as db:
             row = db.execute(f"SELECT {_COLUMNS} FROM images WHERE key = ?", [int(key)]).fetchone()
         if row is None:
@@ -215,7 +201,6 @@ class Gallery:
         return _entry(row)
 
     def entries(self, filter: Filter | None = None) -> Iterator[Entry]:
-        """The images that meet the filter, in order of key. Outside `reading` they may change on the way."""
         where, values = (filter or Filter()).where()
         query = f"SELECT {_COLUMNS} FROM images WHERE key > ? AND {where} ORDER BY key LIMIT {_PAGE}"
         last = -1
@@ -228,8 +213,7 @@ class Gallery:
             last = page[-1].key
 
     def vectors(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, D) float32, the vectors of those images; of a compact gallery what its codes stand for. Raises ReidError
-        for a key that there is not."""
+        """Of a compact gallery what its codes stand for."""
         with self.reading():
             view = self._seen()
         places = np.searchsorted(view.keys, keys)
@@ -242,16 +226,28 @@ class Gallery:
             rows[order] = view.vectors(places[order])
         return rows
 
-    def known(self, paths: Sequence[str | os.PathLike[str]], hashes: Sequence[str]) -> list[bool]:
-        """Which images, by the SHA-256 of their content, are in the gallery: under their path, or under another one
-        while their path is not in it with another content."""
-        found = []
+    def snapshot(self) -> Snapshot:
+        """Its files stay readable while this is held."""
+        with self.reading():
+            view, entries, sums = self._seen(), list(self.entries()), self._checksums()
+
+        def vectors(places: Sequence[int]) -> Iterator[np.ndarray]:
+            chosen = np.zeros(len(view.keys), bool)
+            chosen[np.flatnonzero(view.live)[np.array(places, np.int64)]] = True
+            pieces = self._pieces(view.segments, sums, chosen)
+            return pieces if view.coded is None else map(view.coded.codec.restore, pieces)
+
+        return Snapshot(entries, vectors)
+
+    def _at_paths(self, paths: Sequence[str | bytes]) -> dict[str | bytes, tuple[int, str | None]]:
         with self.reading() as db:
-            for path, digest in zip(paths, hashes):
-                at = db.execute("SELECT hash FROM images WHERE path = ?", [stored(path)]).fetchone()
-                same = db.execute("SELECT 1 FROM images WHERE hash = ? LIMIT 1", [digest]).fetchone()
-                found.append(at[0] in (None, digest) if at else same is not None)
-        return found
+            rows = ((p, db.execute("SELECT key, hash FROM images WHERE path = ?", [p]).fetchone()) for p in paths)
+            return {path: row for path, row in rows if row}
+
+    def _with_hashes(self, hashes: Sequence[str]) -> set[str]:
+        known = "SELECT 1 FROM images WHERE hash = ? LIMIT 1"
+        with self.reading() as db:
+            return {digest for digest in set(hashes) if db.execute(known, [digest]).fetchone()}
 
     def info(self) -> Info:
         with self.reading() as db:
@@ -281,34 +277,12 @@ class Gallery:
             )
 
     @property
-    def dimension(self) -> int:
-        return self._manifest.dimension
-
-    @property
-    def fingerprint(self) -> str:
-        return self._manifest.fingerprint
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(h, w) of the model's images in pixels."""
-        return self._manifest.input_size
-
-    @property
     def model_path(self) -> Path | None:
-        """The model's file, if the gallery has it. Raises ReidError where it is not what was written."""
         if self._manifest.model is None:
             return None
         if trouble := self._model_trouble():
             raise damaged(self.path, trouble)
         return self.path / self._model_name()
-
-    def check_model(self, fingerprint: str) -> None:
-        """Raises ReidError unless the gallery's vectors were made by the model of that fingerprint."""
-        if fingerprint != self.fingerprint:
-            raise ReidError(
-                f"gallery {self.path}: was made by the model {self.fingerprint}, the query by {fingerprint}: their "
-                "vectors do not compare; use the gallery's model, or index the images again"
-            )
 
     # ---- search
 
@@ -322,30 +296,12 @@ class Gallery:
         group_by: str | None = None,
         threshold: float | None = None,
     ) -> Ranking:
-        """The top_k images nearest to each of Q vectors by cosine similarity; equal scores in order of key.
+        """Exactly, and the same however it is asked (see `reid.gallery.exact`), unless `set_preset` says otherwise.
 
-        Exactly, unless `set_preset` says otherwise: under `compact`, of the vectors that the codes stand for; under
-        `large`, a share of the nearest may be missed, while scores are exact.
-
-        vectors (Q, D): floats of unit length, see `fuse` for several images of one person. filter: what is searched.
-        exclude_camids: besides, a camera whose images are left out, one for all queries or one for each (Q,), None for
-        none; images from unknown cameras stay in. Both are applied before the search, so that top_k are found where
-        there are so many. group_by: "pid" or a free field: of each group only the nearest image; images without one
-        (pid unknown, junk or distractor) are groups of their own. threshold: scores below it are no answers.
-        Raises ReidError.
+        Under `compact`, of the vectors that the codes stand for; under `large`, a share of the nearest may be missed,
+        while scores are exact.
         """
-        vectors = self._checked(vectors, "query vectors")
-        if top_k < 1:
-            raise ReidError(f"gallery {self.path}: top_k is a number of images, at least 1: got {top_k}")
-        if exclude_camids is None or isinstance(exclude_camids, (int, np.integer)):
-            cameras = [as_integer(exclude_camids)] * len(vectors)
-        else:
-            cameras = [as_integer(camid) for camid in exclude_camids]
-        if len(cameras) != len(vectors):
-            raise ReidError(
-                f"gallery {self.path}: exclude_camids should be one camera or one a query, "
-                f"got {len(cameras)} for {len(vectors)} queries"
-            )
+        vectors, cameras = self._asked(vectors, top_k, exclude_camids)
         keys = np.full((len(vectors), top_k), -1, dtype=np.int64)
         scores = np.full((len(vectors), top_k), -np.inf, dtype=np.float32)
         with self.reading() as db:
@@ -414,73 +370,16 @@ class Gallery:
             "SELECT images.key, json_each.value FROM images, json_each(images.fields) WHERE json_each.key = ?", [name]
         ).fetchall()
         if not rows and len(self):
-            raise ReidError(f"gallery {self.path}: no image has the field {name!r} to group by; group by pid, or by a "
-                            "field that was given to `add`")  # fmt: skip
+            raise self._no_group(name)
         return dict(rows)
 
     # ---- writing
 
-    def add(
-        self,
-        vectors: np.ndarray,
-        paths: Sequence[str | os.PathLike[str]],
-        pids: Sequence[Pid | None] | np.ndarray | None = None,
-        camids: Sequence[int | None] | np.ndarray | None = None,
-        times: Sequence[float | None] | np.ndarray | None = None,
-        fields: Sequence[Mapping[str, Field]] | None = None,
-        hashes: Sequence[str | None] | None = None,
-    ) -> np.ndarray:
-        """Adds N images and returns their keys, (N,) int64; all of them are on disk then, or none and ReidError.
-
-        vectors (N, D): floats of unit length. paths: of the images, compared as they are spelled. pids, camids, times
-        (of capture, seconds since 1970, UTC): None, or None among them, where unknown. fields: free, of text and
-        numbers. hashes: SHA-256 of the files' contents (`hash_file`). An image whose path is in the gallery with
-        another hash takes its place, under a new key; otherwise none of the paths may be in it (see `known`).
-        """
-        vectors = self._checked(vectors, "vectors to add")
-        columns: list[list[Any]] = [[stored(path) for path in paths]]
-        kinds: list[tuple[Any, Callable[[Any], Any]]] = [
-            (pids, as_pid), (camids, as_integer), (times, as_seconds), (hashes, as_digest), (fields, as_json)
-        ]  # fmt: skip
-        for given, convert in kinds:
-            columns.append([convert(x) for x in ([None] * len(columns[0]) if given is None else given)])
-        if len({len(vectors), *map(len, columns)}) > 1:
-            names = ("paths", "pids", "camids", "times", "hashes", "fields")
-            counts = ", ".join(f"{len(column)} {name}" for name, column in zip(names, columns))
-            raise ReidError(
-                f"gallery {self.path}: to add images, give as many of each, got {len(vectors)} vectors, {counts}"
-            )
-        with self._writing() as db:
-            self._remove(db, self._replaced(db, columns[0], columns[4]))
-            keys = self._append(db, [vectors], list(zip(*columns)), [time.time()] * len(vectors))
-            presets.keep_up(self, db)
-            return keys
-
-    def set_preset(self, preset: str, *, recall: float = presets.RECALL) -> None:
-        """How the gallery is kept and searched from now on: "exact", "compact", "large" or "auto", see
-        `reid.gallery.presets`. Learns a codec or an index on the images, which takes minutes for a million.
-
-        recall: of `large`, the share of the top 10, 100 or 500 that a search should find. Raises ReidError.
-        """
+    def set_preset(self, preset: str, *, recall: float = RECALL) -> None:
         with self._writing() as db:
             presets.change(self, db, preset, recall)
 
-    def remove(self, filter: Filter) -> int:
-        """Removes the images that meet the filter and returns how many. Raises ReidError for a filter of nothing.
-
-        They are found no more, and SQLite overwrites what it held of them; their vectors are taken out of the files
-        when half of a file is removed, or by `compact`.
-        """
-        if filter.is_empty:
-            raise ReidError(
-                f"gallery {self.path}: removing takes a condition (keys, paths, a camera, a person, a time)"
-            )
-        with self._writing() as db:
-            return self._remove(db, self._keys(db, filter))
-
     def expire(self, before: float) -> int:
-        """Removes the images whose time of capture, or where that is unknown whose time of adding, lies before that
-        time (seconds since 1970), from the files themselves; returns how many."""
         with self._writing(vacuum=True) as db:
             old = "SELECT key FROM images WHERE COALESCE(time, added) < ? ORDER BY key"
             count = self._remove(db, [key for (key,) in db.execute(old, [as_seconds(before)])], purge=True)
@@ -488,15 +387,12 @@ class Gallery:
             return count
 
     def forget(self, pid: Pid) -> Forgotten:
-        """Deletes every trace of one person from the gallery's files, and proves it.
-
-        Their rows in SQLite are overwritten, the files that held their vectors (or those of images removed before, of
-        whomever) are written anew without them, an index is learnt anew from who remains, the database is packed. Then
-        every file of the folder is searched for the bytes of their paths, content hashes, vectors and codes; what
-        remaining images have in common with them (a path that contains one, an equal vector) does not count. Raises
-        ReidError that names a file with a trace. May be repeated, and goes on where it was killed. Readers that have
-        the old files open keep them until they read again; copies and exports made elsewhere are theirs who made them.
-        A compact gallery's codec, means over all that it was learnt from, stays.
+        """Their rows in SQLite are overwritten, the files that held their vectors (or those of images removed before,
+        of whomever) are written anew without them, an index is learnt anew from who remains, the database is packed.
+        Then every file of the folder is searched for the bytes of their paths, content hashes, vectors and codes; what
+        remaining images have in common with them (a path that contains one, an equal vector) does not count. Readers
+        that have the old files open keep them until they read again; copies and exports made elsewhere are theirs who
+        made them. A compact gallery's codec, means over all that it was learnt from, stays.
         """
         person = as_pid(pid)
         if person is None:
@@ -512,41 +408,6 @@ class Gallery:
                 presets.learn(self, db)
             return self._prove(entries, traces)
 
-    def merge(self, other: Gallery) -> tuple[int, int]:
-        """Adds another gallery's images and returns how many were added, and how many left out since their path or
-        their content is here already. Raises ReidError where it is of another model."""
-        if other.fingerprint != self.fingerprint or other.dimension != self.dimension:
-            raise ReidError(
-                f"gallery {self.path}: was made by the model {self.fingerprint}, {other.path} by {other.fingerprint}: "
-                "their vectors do not compare; index the images of one again"
-            )
-        with contextlib.suppress(OSError):
-            if os.path.samefile(self.path, other.path):
-                raise ReidError(f"gallery {self.path}: is the one to be merged into it; give another")
-        with other.reading():
-            view, theirs = other._seen(), list(other.entries())
-            sums = other._checksums()
-        with self._writing() as db:
-            new, seen = [], set[str]()
-            for place, entry in enumerate(theirs):
-                here = "SELECT 1 FROM images WHERE path = ? OR (hash IS NOT NULL AND hash = ?) LIMIT 1"
-                if entry.hash in seen or db.execute(here, [stored(entry.path), entry.hash]).fetchone():
-                    continue
-                new.append(place)
-                if entry.hash is not None:
-                    seen.add(entry.hash)
-            chosen = np.zeros(len(view.keys), bool)
-            chosen[np.flatnonzero(view.live)[np.array(new, np.int64)]] = True
-            pieces = other._pieces(view.segments, sums, chosen)
-            if view.coded is not None:
-                pieces = map(view.coded.codec.restore, pieces)
-            rows = [
-                (stored(e.path), e.pid, e.camid, e.time, e.hash, as_json(e.fields)) for e in (theirs[i] for i in new)
-            ]
-            self._append(db, pieces, rows, [theirs[i].added for i in new])
-            presets.keep_up(self, db)
-        return len(new), len(theirs) - len(new)
-
     def compact(self) -> None:
         """Writes all vectors into one file, without those of removed images, learns an index anew, and packs the
         database."""
@@ -556,14 +417,16 @@ class Gallery:
                 self._rewrite(db, parts)
             presets.learn(self, db)
 
+    def _is_same(self, other: Gallery) -> bool:
+        with contextlib.suppress(OSError):
+            return isinstance(other, FolderGallery) and os.path.samefile(self.path, other.path)
+        return False
+
     # ---- the folder
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Everything that is read within the block is one state of the gallery. Writers wait meanwhile: keep it short.
-
-        Gives the database, to be read only.
-        """
+        """Writers wait meanwhile: keep it short. Gives the database, to be read only."""
         held: sqlite3.Connection | None = getattr(self._local, "db", None)
         if held is not None:
             yield held
@@ -701,38 +564,18 @@ class Gallery:
                     with contextlib.suppress(OSError):
                         file.unlink()
 
-    def _keys(self, db: sqlite3.Connection, filter: Filter) -> list[int]:
-        where, values = filter.where()
-        return [key for (key,) in db.execute(f"SELECT key FROM images WHERE {where} ORDER BY key", values)]
-
-    def _replaced(
-        self, db: sqlite3.Connection, paths: Sequence[str | bytes], hashes: Sequence[str | None]
-    ) -> list[int]:
-        """Keys of the images whose place those of that path take. Raises ReidError where they cannot."""
-        keys, seen = [], set[str | bytes]()
-        for path, digest in zip(paths, hashes):
-            row = db.execute("SELECT key, hash FROM images WHERE path = ?", [path]).fetchone()
-            if path in seen or (row and (digest is None or row[1] in (None, digest))):
-                where = "given twice" if path in seen else "in it already"
-                raise ReidError(f"gallery {self.path}: nothing was added, for {os.fsdecode(path)} is {where}; leave "
-                                "it out")  # fmt: skip
-            seen.add(path)
-            if row:
-                keys.append(row[0])
-        return keys
-
     def _append(
         self,
         db: sqlite3.Connection,
         vectors: Iterable[np.ndarray],
         rows: Sequence[tuple[Any, ...]],
         added: Sequence[float],
+        replaced: Sequence[int] = (),
     ) -> np.ndarray:
-        """New images behind all others; rows: (path, pid, camid, time, hash, fields).
-
-        Files at the end that hold no more images than the new one are joined into it: n images that come one by one
+        """Files at the end that hold no more images than the new one are joined into it: n images that come one by one
         lie in about log2(n) files, and each is written about log2(n) times.
         """
+        self._remove(db, list(replaced))
         (first,) = db.execute("SELECT next_key FROM state").fetchone()
         keys = np.arange(first, first + len(rows), dtype=np.int64)
         if not rows:
@@ -750,10 +593,12 @@ class Gallery:
             count += joined[0].count
         coded = self._codes(db)
         self._rewrite(db, joined, keys, vectors if coded is None else map(coded.codec.encode, vectors))
+        presets.keep_up(self, db)
         return keys
 
     def _remove(self, db: sqlite3.Connection, keys: list[int], *, purge: bool = False) -> int:
-        """Those images. Files with more removed than live rows, or with purge with any, are written anew."""
+        """SQLite overwrites what it held of them; files with more removed than live rows, or with purge with any, are
+        written anew."""
         rows = [(key,) for key in keys]
         db.executemany("INSERT INTO removed VALUES (?)", rows)
         db.executemany("DELETE FROM images WHERE key = ?", rows)
@@ -807,23 +652,6 @@ class Gallery:
             except Damage as damage:
                 raise damaged(self.path, str(damage)) from None
 
-    def _checked(self, vectors: np.ndarray, what: str) -> np.ndarray:
-        """The same as contiguous float32."""
-        vectors = np.asarray(vectors)
-        norms = row_norms(vectors, f"gallery {self.path}: {what}")
-        if vectors.shape[1] != self.dimension:
-            raise ReidError(
-                f"gallery {self.path}: {what} should have {self.dimension} dimensions, got {vectors.shape[1]}; "
-                "embed the images with the gallery's model"
-            )
-        if not is_unit(norms).all():
-            row = int(np.argmin(is_unit(norms)))
-            raise ReidError(
-                f"gallery {self.path}: {what} should have length 1 within {UNIT_TOLERANCE}, row {row} has "
-                f"{norms[row]:.6g}; divide each row by its length"
-            )
-        return np.ascontiguousarray(vectors, dtype=np.float32)
-
     # ---- proof, check and repair
 
     def _prove(self, entries: list[Entry], traces: np.ndarray) -> Forgotten:
@@ -858,7 +686,8 @@ class Gallery:
                 found.append(file.name)
         if found:
             raise ReidError(f"gallery {self.path}: {', '.join(found)} hold traces of the person still; run it again")
-        return Forgotten(len(entries), len(files), size)
+        return Forgotten(len(entries), f"no trace of their paths, content hashes and vectors in its {len(files)} files "
+                                       f"({size:,} bytes searched)")  # fmt: skip
 
     def _codes_left(self, view: _View, traces: np.ndarray) -> bool:
         """Whether an index holds codes of those vectors that are no remaining image's."""
