@@ -63,6 +63,7 @@ class Config:
     center: float  # weight of the center loss on the global features, 0 leaves it out
     teacher: str  # model file whose features of each crop, at its own input size, are to be matched; "" for none
     distill: float  # weight of the distance to the teacher's features
+    joined: float  # share of the steps whose images are joined of two people's and only taught
     views: int  # so many epochs of crops are taught, then they come again; 0: the teacher sees new ones to the end
     # selection
     holdout: float  # share of the training identities kept apart to choose the best checkpoint; 0: the last one
@@ -81,6 +82,7 @@ class Config:
         _check(0 <= self.holdout < 1, "holdout", "in [0, 1)", self.holdout)
         _check(self.p >= 2, "p", "at least 2 (a triplet needs a second identity)", self.p)
         _check(self.k >= 2, "k", "at least 2 (a triplet needs a second image)", self.k)
+        _check(0 <= self.joined < 1, "joined", "in [0, 1)", self.joined)
         for key in ("height", "width", "dim"):
             _check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         for key in ("erase", "restyle"):
@@ -90,7 +92,8 @@ class Config:
             _check(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
         _check(bool(self.teacher) == (self.distill > 0), "teacher", "given with distill above 0, or neither",
                self.teacher)  # fmt: skip
-        _check(bool(self.teacher) or not self.views, "views", "0 without a teacher", self.views)
+        for key in ("views", "joined"):
+            _check(bool(self.teacher) or not getattr(self, key), key, "0 without a teacher", getattr(self, key))
         _check(self.pad < self.height, "pad", f"less than the height, {self.height}", self.pad)
         table_fits = self.branches and all(len(b) == 2 and b[0] >= 1 and b[1] in (1, 2) for b in self.branches)
         _check(bool(table_fits), "branches", "a list of [parts >= 1, last stride 1 or 2]", self.branches)

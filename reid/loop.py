@@ -42,6 +42,7 @@ class Term(NamedTuple):
     values: Tensor  # (n,)
     names: Sequence[str]  # n
     loss: bool = True  # has to be finite
+    given: bool = True  # by this step; a mean leaves others out
 
 
 class Step(NamedTuple):
@@ -238,9 +239,10 @@ class _Log:
             self.board.close()
 
     def _clear(self) -> None:
-        self.pending: list[tuple[int, float, Tensor]] = []
+        self.pending: list[tuple[int, float, Tensor, dict[str, Term]]] = []
         self.terms: dict[str, Term] = {}
         self.sums: np.ndarray | None = None
+        self.counts: np.ndarray | None = None  # of steps that gave a value
         self.steps = 0
         self.wait, self.start = 0.0, time.monotonic()
 
@@ -255,16 +257,16 @@ class _Log:
     def add(self, rate: float, step: Step) -> None:
         self.terms = step.terms
         values = [step.total[None], *(term.values for term in step.terms.values())]
-        self.pending.append((self.run.step, rate, torch.cat([value.detach().float() for value in values])))
+        self.pending.append((self.run.step, rate, torch.cat([x.detach().float() for x in values]), step.terms))
         self.steps += 1
 
     def read(self) -> float:
         """Moves what is pending off the device; the last total loss. ReidError where a term is not finite."""
-        rows = self.run.world.mean(torch.stack([row for _, _, row in self.pending])).double().cpu().numpy()
-        for (step, rate, _), row in zip(self.pending, rows, strict=True):
+        rows = self.run.world.mean(torch.stack([row for _, _, row, _ in self.pending])).double().cpu().numpy()
+        for (step, rate, _, terms), row in zip(self.pending, rows, strict=True):
             means = {**self._split(row), "total": row[:1]}
             for name, values in means.items():
-                loss = name == "total" or self.terms[name].loss
+                loss = name == "total" or (terms[name].loss and terms[name].given)
                 if loss and not np.isfinite(values).all():
                     head = int(np.flatnonzero(~np.isfinite(values))[0])
                     where = "" if name == "total" else f" of {self.terms[name].names[head]}"
@@ -276,7 +278,10 @@ class _Log:
                     self.board.add_scalar(f"loss/{name}", float(values.mean()), step)
             if self.board:
                 self.board.add_scalar("lr", rate, step)
-            self.sums = row if self.sums is None else self.sums + row
+            given = np.concatenate([[True], *(np.full(len(x.names), x.given) for x in terms.values())])
+            values = np.where(given, row, 0)
+            self.sums = values if self.sums is None else self.sums + values
+            self.counts = given.astype(int) if self.counts is None else self.counts + given
         self.rate = self.pending[-1][1]
         self.pending = []
         return float(rows[-1][0])
@@ -287,8 +292,8 @@ class _Log:
 
     def epoch(self, epoch: int) -> str:
         """Writes the epoch's row to history.jsonl and TensorBoard, and gives its lines for the terminal."""
-        assert self.sums is not None
-        run, row = self.run, self.sums / self.steps
+        assert self.sums is not None and self.counts is not None
+        run, row = self.run, self.sums / np.maximum(self.counts, 1)
         seconds, wait = time.monotonic() - self.start, self.wait_share
         means, terms, steps = self._split(row), self.terms, self.steps
         self._clear()

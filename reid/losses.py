@@ -58,11 +58,13 @@ class ReidLoss(nn.Module):
         *,
         taught: Tensor | None = None,
         gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+        known: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(what is minimised (), every term by head in float32: (F,) or, of global features, (G,)).
 
         heads of B images, labels (B,) in [0, classes). taught: the teacher's features after the neck, (B, F, D).
         gather: rows of this process -> those of all; the terms that compare images with each other see them all.
+        known: whether the labels are of these images; otherwise only the teacher's term counts.
         """
         if heads.logits is None:
             raise ValueError("a model without classes cannot be trained: num_classes is 0")
@@ -79,11 +81,12 @@ class ReidLoss(nn.Module):
             terms["contrast"] = contrastive_losses(gather(heads.after.float()), gather(labels), TEMPERATURE)
         if self.center:
             terms["center"] = self.center(before, everyone)
-            if self.training:
+            if self.training and known:
                 self.center.follow(before.detach(), everyone)
         if taught is not None:
             terms["distill"] = distillation_losses(heads.after.float(), taught.float())
-        weighted = [self.weights.get(name, 1.0) * values.mean() for name, values in terms.items()]
+        counts = {name: self.weights.get(name, 1.0) * (known or name == "distill") for name in terms}
+        weighted = [counts[name] * values.mean() for name, values in terms.items()]
         return torch.stack(weighted).sum(), terms
 
 

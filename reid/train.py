@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid import distributed
-from reid.augment import augment, augment_on, draw
+from reid.augment import augment, augment_on, draw, joined
 from reid.backbones import read_pretrained
 from reid.config import Config, as_dict
 from reid.data import identity, load_pixels
@@ -249,6 +249,11 @@ class _Run(Training):
         """The step whose batch this one has: itself, or one of the first `views` epochs."""
         return step % (self.config.views * self.epoch_steps) if self.config.views else step
 
+    def _joins(self) -> bool:
+        """Whether this step's images are joined of two people's: `joined` of the steps, evenly spread."""
+        before, after = (int(view * self.config.joined) for view in (self._view(self.step), self._view(self.step) + 1))
+        return after > before
+
     @torch.no_grad()
     def _taught(self, pixels: Tensor) -> Tensor | None:
         """The teacher's features of this step's images; those of a batch that comes again are kept, in half floats."""
@@ -270,22 +275,21 @@ class _Run(Training):
     def losses(self, batch: Batch) -> Step:
         names = self.model.head.names
         pixels, labels = self._arrived(batch)
+        joins = self._joins()
+        if joins:
+            pixels = joined(pixels, np.random.default_rng([self.config.seed, self._view(self.step), 3]))
         with self.autocast():
             heads = self.network(self._fit(pixels))
             taught = self._taught(pixels)
-        total, losses = self.loss(
-            heads,
-            labels,
-            taught=taught,
-            gather=self.world.gather,
-        )
+        total, losses = self.loss(heads, labels, taught=taught, gather=self.world.gather, known=not joins)
         terms = {
-            name: Term(values, names if len(values) == len(names) else self.global_names)
+            name: Term(values, names if len(values) == len(names) else self.global_names,
+                       given=not joins or name == "distill")
             for name, values in losses.items()
-        }
+        }  # fmt: skip
         with torch.no_grad():
             accuracy = (heads.logits.argmax(2) == labels[:, None]).float().mean(0)
-            terms["accuracy"] = Term(accuracy, names, loss=False)
+            terms["accuracy"] = Term(accuracy, names, loss=False, given=not joins)
             terms["spread"] = Term(spread(heads.before), names, loss=False)
         return Step(total, terms)
 
