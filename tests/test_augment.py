@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reid.augment import augment, augment_on, draw, erasing_box, restyled
+from reid.augment import augment, augment_on, draw, erasing_box, joined, restyled
 
 SIZE = (32, 16)
 FILL = (124, 116, 104)
@@ -160,3 +160,19 @@ def test_torch_does_to_images_what_numpy_does(options, part, device):
     difference = np.abs(found.permute(0, 2, 3, 1).cpu().numpy().astype(int) - expected)
     assert difference.max() <= 2, "two roundings"
     assert (difference > 0).mean() < 1e-3
+
+
+def test_joined_images_are_one_above_a_cut_and_another_below():
+    images = torch.from_numpy(np.stack(drawn())).permute(0, 3, 1, 2)
+    found = joined(images, np.random.default_rng(3))
+    height = images.shape[2]
+    cuts, shifts = set(), set()
+    for i, image in enumerate(found):
+        own = (image == images[i]).all(2).all(0)  # by row
+        cut = int(own.sum())
+        assert own[:cut].all() and 0.3 * height <= cut <= 0.7 * height + 1
+        below = [j for j in range(len(images)) if torch.equal(image[:, cut:], images[j][:, cut:])]
+        cuts.add(cut)
+        shifts.add((below[0] - i) % len(images))
+    assert len(cuts) > 1
+    assert len(shifts) == 1 and 0 not in shifts

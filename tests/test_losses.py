@@ -237,3 +237,18 @@ def test_the_schedules_example_runs():
     results = doctest.testmod(schedule)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_of_images_that_no_label_is_of_only_the_teacher_tells():
+    heads, taught = batch(), torch.randn(8, 3, 5, generator=torch.Generator().manual_seed(2))
+    heads = heads._replace(after=heads.after.requires_grad_())
+    weights = {"triplet": 1.0, "center": 0.1, "distill": 7.0}
+    loss = loss_of(**weights)
+    centers = {name: value.clone() for name, value in loss.state_dict().items()}
+    total, terms = loss(heads, LABELS, taught=taught, known=False)
+    torch.testing.assert_close(total, 7 * distillation_losses(heads.after, taught).mean())
+    assert set(terms) == {"softmax", "triplet", "center", "distill"}
+    total.backward()
+    assert heads.logits.grad is not None and not heads.logits.grad.any(), "there, for processes that share a batch"
+    assert heads.after.grad is not None and heads.after.grad.any()
+    assert all(torch.equal(value, centers[name]) for name, value in loss.state_dict().items())

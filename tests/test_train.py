@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -325,6 +326,30 @@ def test_a_batch_that_comes_again_is_taught_once(
     teacher.write_bytes(short.path.read_bytes())
     again = weights(train(samples, config, tmp_path / "parts", progress=False).path)
     assert all(torch.equal(value, again[name]) for name, value in weights(tmp_path / "whole/model.safetensors").items())
+
+
+def test_joined_images_are_taught_only(
+    samples: list[Sample], short: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other step; what an epoch's row tells of labels is the mean over the others."""
+    config = recipe(f"teacher={short.path}", "distill=5.0", "epochs=1", "joined=0.5")
+    run = training._Run(samples, config, tmp_path / "joined", "", World(), torch.device("cpu"), False)
+    seen = []
+    losses = training._Run.losses
+
+    def spy(self: Any, batch: Any) -> Any:
+        step = losses(self, batch)
+        seen.append({name: (float(term.values.mean()), term.given) for name, term in step.terms.items()})
+        return step
+
+    monkeypatch.setattr(training._Run, "losses", spy)
+    (row,) = run.go(None).history
+    assert [step["softmax"][1] for step in seen] == [True, False] * (len(seen) // 2)
+    assert all(step["distill"][1] for step in seen)
+    for name, steps in (("softmax", seen[::2]), ("distill", seen)):
+        assert row["losses"][name] == pytest.approx(np.mean([step[name][0] for step in steps]), rel=1e-5)
+    with pytest.raises(ReidError, match="joined should be 0 without a teacher"):
+        recipe("joined=0.5")
 
 
 def test_augmented_on_the_device_a_batch_is_the_same(samples: list[Sample], tmp_path: Path) -> None:
