@@ -348,7 +348,7 @@ def test_joined_images_are_taught_only(
     assert all(step["distill"][1] for step in seen)
     for name, steps in (("softmax", seen[::2]), ("distill", seen)):
         assert row["losses"][name] == pytest.approx(np.mean([step[name][0] for step in steps]), rel=1e-5)
-    with pytest.raises(ReidError, match="joined should be 0 without a teacher"):
+    with pytest.raises(ReidError, match="joined must be 0 without a teacher"):
         recipe("joined=0.5")
 
 
