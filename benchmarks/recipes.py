@@ -38,20 +38,22 @@ SHORT = ("warmup_epochs=1",)  # the recipe's three are for four times as many ep
 TORCHREID = "torchreid-osnet_x0_25"
 
 LADDER = (  # name, what it changes for itself and all that follow
-    ("plain", "branches=[[1,2]] neck=relu triplet=0 smoothing=0 erase=0 lr=0.05 lr_start=0.05 lr_end=0.05 "
-              "warmup_epochs=0"),
+    ("plain", "branches=[[1,2]] neck=relu triplet=0 center=0 smoothing=0 erase=0 lr=0.05 lr_start=0.05 "
+              "lr_end=0.05 warmup_epochs=0"),
     ("branches", "branches=[[1,2],[2,1],[3,1]] lr=0.1 lr_start=0.1 lr_end=0.1"),
     ("triplet", "triplet=0.5"),
     ("cosine", "lr=0.3 lr_start=0.01 lr_end=0 warmup_epochs=1"),
     ("smoothing", "smoothing=0.1"),
     ("erasing", "erase=0.3"),
-    (SHARED, "neck=bnneck"),
-    ("center", "center=0.0005"),
+    ("bnneck", "neck=bnneck"),
+    (SHARED, "center=0.0005"),
     ("averaging", "average_epochs=2"),
 )  # fmt: skip
 
 BEYOND = {
     "averaging": "average_epochs=2",
+    "center-0.001": "center=0.001",
+    "center-0.0002": "center=0.0002",
     "no-erasing": "erase=0",
     "no-triplet": "triplet=0",
     "soft-margin": "margin=0",
