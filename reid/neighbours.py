@@ -189,7 +189,8 @@ class _Best:
         if not len(rows):
             return
         size = self.scores.shape[1]
-        touched, first, counts = np.unique(rows, return_index=True, return_counts=True)
+        first = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
+        touched, counts = rows[first], np.diff(np.append(first, len(rows)))
         position = size + np.arange(len(rows)) - np.repeat(first, counts)
         of_row = np.repeat(np.arange(len(touched)), counts)
         more = counts.max()
@@ -243,11 +244,11 @@ def _scan(products: _Products, size: int, lowest_size: int, bar: tqdm, *, itself
 
 
 def _floors(products: _Products, *sizes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Guesses (N,) which about twice as many products, and negative bounds from below, as sizes say lie above."""
+    """Guesses (N,) above which lie about half as many products again, and negative bounds from below, as sizes say."""
     query, base = products.left, products.right
     step = -(-len(base) // _SAMPLE)
     sample = _take(base, np.arange(0, len(base), step))
-    ranks = [max(4, -(-2 * size // step)) for size in sizes]
+    ranks = [max(4, -(-3 * size // (2 * step))) for size in sizes]
     floors = np.full((2, len(query)), -np.inf, np.float32)
 
     def guess(job: tuple[int, slice, np.ndarray]) -> None:

@@ -23,6 +23,7 @@ from scipy.sparse import csr_array, vstack
 from tqdm import tqdm
 
 from reid.neighbours import Neighbours, Stack, check_pair, check_set, nearest_of_each, similarities
+from reid.threads import together
 from reid.types import ReidError
 
 K1, K2, LAMBDA = 20, 6, 0.3  # the paper's
@@ -153,9 +154,16 @@ class _Encoder:
 
     def _encoded(self, rows: np.ndarray, progress: bool) -> csr_array:
         """Codes (n, N) of rows (n,): exp(-d) over a row's k-reciprocal neighbours and the close ones of these."""
-        parts = [csr_array((0, self.count), dtype=np.float32)]
-        for start in tqdm(range(0, len(rows), _ROWS), desc="encode", disable=not progress):
-            parts.append(self._encode(rows[start : start + _ROWS]))
+        starts = range(0, len(rows), _ROWS)
+        parts: list[csr_array] = [csr_array((0, self.count), dtype=np.float32)] * (len(starts) + 1)
+        with tqdm(total=len(rows), desc="encode", disable=not progress) as bar:
+
+            def encode(n: int) -> None:
+                part = rows[starts[n] : starts[n] + _ROWS]
+                parts[n + 1] = self._encode(part)
+                bar.update(len(part))
+
+            together(encode, range(len(starts)))
         return vstack(parts, format="csr")
 
     def _encode(self, rows: np.ndarray) -> csr_array:
