@@ -339,7 +339,7 @@ def test_joined_images_are_taught_only(
 
     def spy(self: Any, batch: Any) -> Any:
         step = losses(self, batch)
-        seen.append({name: (float(term.values.mean()), term.given) for name, term in step.terms.items()})
+        seen.append({name: (float(term.values.detach().mean()), term.given) for name, term in step.terms.items()})
         return step
 
     monkeypatch.setattr(training._Run, "losses", spy)
