@@ -12,14 +12,13 @@ dimension: by Cauchy-Schwarz that bounds the similarity from above, and the cand
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from reid.evaluate import check_dimensions
-from reid.threads import together
+from reid.threads import multiply, pieces, threads_of_ours, together
 from reid.types import ReidError
 from reid.verification import check_rows
 
@@ -31,7 +30,8 @@ _FIRST = 3  # candidates for the lowest that are compared first
 _REST = 0.05  # of the energy, at most, outside the directions
 _NARROW = 64  # dimensions: below, the whole product is taken
 _WIDE = 0.4  # length outside the directions, of a row that bounds settle too little of
-_SAMPLE = 2048  # rows that directions and floors are guessed from
+_SAMPLE = 2048  # rows that directions are guessed from
+_GUESS = 1024  # and floors
 _ROUNDING = 2.0**-24
 
 
@@ -107,7 +107,7 @@ def similarities(left: Stack, right: Stack, left_rows: np.ndarray, right_rows: n
 
 def nearest(query: Stack, base: Stack, k: int, *, progress: bool = False) -> Neighbours:
     """The k nearest rows of base (M, D) to each of query (N, D), or all M where there are no more."""
-    with _bar(len(query) * len(base), progress) as bar:
+    with threads_of_ours(), _bar(len(query) * len(base), progress) as bar:
         k = min(k, len(base))
         products = _whole(query, base)
         best, lowest = _scan(products, k + _SPARE, 1, bar, itself=False)
@@ -120,7 +120,7 @@ def nearest_of_each(features: Stack, k: int, *, progress: bool = False) -> Neigh
     Each row is the first of its own, with similarity 1.
     """
     count = len(features)
-    with _bar(count * (count + 1) // 2, progress) as bar:
+    with threads_of_ours(), _bar(count * (count + 1) // 2, progress) as bar:
         others = min(max(k, 2), count) - 1
         bounds = _bounds(features) if count > 2 * _BLOCK and features.dimension >= _NARROW else None
         products, sizes = bounds or _whole(features, features), (others + _SPARE, 1)
@@ -212,8 +212,8 @@ def _hits(
     row, place = np.divmod(hit, scores.shape[1])
     if transposed:
         order = np.argsort(place.astype(np.uint16), kind="stable")
-        row, place, hit = place[order], row[order], hit[order]
-    return row, place, scores.ravel()[hit]
+        row, place = place[order], row[order]
+    return (row, place, scores[place, row]) if transposed else (row, place, scores[row, place])
 
 
 def _scan(products: _Products, size: int, lowest_size: int, bar: tqdm, *, itself: bool) -> tuple[_Best, _Best]:
@@ -223,44 +223,71 @@ def _scan(products: _Products, size: int, lowest_size: int, bar: tqdm, *, itself
     best, lowest = _Best(floors[0], size), _Best(floors[1], lowest_size)
     for start in range(0, len(base), _BLOCK):
         right = base[start : start + _BLOCK]
-        columns = slice(start, start + len(right))
         for top in range(0, start + 1 if itself else len(query), _BLOCK):
             left = query[top : top + _BLOCK]
-            rows = slice(top, top + len(left))
-            scores = left @ right.T
-            if itself and top == start:
-                lowest.add_lower(products, rows, columns, scores)
-                np.fill_diagonal(scores, -np.inf)
-                best.add(rows, columns, scores)
-            else:
-                jobs = [partial(best.add, rows, columns, scores)]
-                jobs.append(partial(lowest.add_lower, products, rows, columns, scores))
-                if itself:
-                    jobs.append(partial(best.add, columns, rows, scores, transposed=True))
-                    jobs.append(partial(lowest.add_lower, products, columns, rows, scores, transposed=True))
-                together(lambda job: job(), jobs)
-            bar.update(scores.size)
+            square = _Square(best, lowest, products, top, left, start, right, itself and top == start)
+            together(square.along_rows, pieces(square.scores.shape[0]))
+            if itself and top < start:
+                together(square.along_columns, pieces(square.scores.shape[1]))
+            bar.update(square.scores.size)
     return best, lowest
+
+
+class _Square:
+    """Products of some rows of the left, from `top`, and some of the right, from `start`, a piece at a time."""
+
+    def __init__(
+        self,
+        best: _Best,
+        lowest: _Best,
+        products: _Products,
+        top: int,
+        left: np.ndarray,
+        start: int,
+        right: np.ndarray,
+        diagonal: bool,
+    ) -> None:
+        """diagonal: of the same rows, which are no neighbours of themselves."""
+        self.best, self.lowest, self.products = best, lowest, products
+        self.top, self.left, self.start, self.right, self.diagonal = top, left, start, right, diagonal
+        self.scores = np.empty((len(left), len(right)), np.float32)
+
+    def along_rows(self, piece: slice) -> None:
+        """Multiplies, and keeps what is high and low in each row."""
+        scores = np.matmul(self.left[piece], self.right.T, out=self.scores[piece])
+        rows, columns = _moved(piece, self.top), _moved(slice(0, len(self.right)), self.start)
+        self.lowest.add_lower(self.products, rows, columns, scores)
+        if self.diagonal:
+            scores[np.arange(len(scores)), np.arange(piece.start, piece.stop)] = -np.inf
+        self.best.add(rows, columns, scores)
+
+    def along_columns(self, piece: slice) -> None:
+        """Keeps what is high and low in each column, once all rows are multiplied."""
+        rows, columns = _moved(slice(0, len(self.left)), self.top), _moved(piece, self.start)
+        self.lowest.add_lower(self.products, columns, rows, self.scores[:, piece], transposed=True)
+        self.best.add(columns, rows, self.scores[:, piece], transposed=True)
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def _floors(products: _Products, *sizes: int) -> tuple[np.ndarray, np.ndarray]:
     """Guesses (N,) above which lie about half as many products again, and negative bounds from below, as sizes say."""
     query, base = products.left, products.right
-    step = -(-len(base) // _SAMPLE)
+    step = -(-len(base) // _GUESS)
     sample = _take(base, np.arange(0, len(base), step))
     ranks = [max(4, -(-3 * size // (2 * step))) for size in sizes]
     floors = np.full((2, len(query)), -np.inf, np.float32)
 
-    def guess(job: tuple[int, slice, np.ndarray]) -> None:
-        n, part, scores = job
-        values = -products.lower(scores, part, slice(None, None, step)) if n else scores
-        floors[n, part] = np.partition(values, -ranks[n], axis=1)[:, -ranks[n]]
+    def guess(part: slice) -> None:
+        scores = query[part] @ sample.T
+        lower = -products.lower(scores, part, slice(None, None, step))
+        for floor, values, rank in zip(floors, (scores, lower), ranks):
+            floor[part] = np.partition(values, -rank, axis=1)[:, -rank]
 
     if max(ranks) < len(sample):
-        for start in range(0, len(query), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            scores = query[part] @ sample.T
-            together(guess, [(0, part, scores), (1, part, scores)])
+        together(guess, pieces(len(query)))
     return floors[0], floors[1]
 
 
@@ -333,7 +360,7 @@ def _searched(
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(base), _BLOCK):
         columns = slice(start, start + _BLOCK)
-        scores = left @ products.right[columns].T
+        scores = multiply(left, products.right[columns].T)
         lower = products.lower(scores, rows, columns)
         if not start:
             rank = min(k + itself, scores.shape[1])
@@ -371,18 +398,21 @@ def _bounds(features: Stack) -> _Products | None:
     for share in (16, 8, 4):
         basis = rng.standard_normal((features.dimension, features.dimension // share), np.float32)
         for _ in range(3):
-            basis = _orthonormal(sample.T @ (sample @ basis))
+            basis = _orthonormal(multiply(sample.T, multiply(sample, basis)))
         if ((sample @ basis) ** 2).sum() > (1 - _REST) * (sample**2).sum():
             break
     else:
         return None
     directions = _orthonormal(basis.astype(np.float64))
     bounds = np.empty((len(features), directions.shape[1] + 1), np.float32)
-    for start in range(0, len(features), _BLOCK):
-        rows = features[start : start + _BLOCK].astype(np.float64)
+
+    def fill(part: slice) -> None:
+        rows = features[part].astype(np.float64)
         inside = rows @ directions
         rest = np.maximum((rows**2).sum(axis=1) - (inside**2).sum(axis=1), 0)
-        bounds[start : start + _BLOCK] = np.column_stack([inside, np.sqrt(rest)])
+        bounds[part] = np.column_stack([inside, np.sqrt(rest)])
+
+    together(fill, pieces(len(features)))
     return _Products(bounds, bounds, _error(bounds.shape[1]) + _error(features.dimension), bounds[:, -1])
 
 

@@ -217,14 +217,19 @@ class _Encoder:
         """m / (2 - m) where m is the sum of the minima of codes (n, N) and those of `reached` rows, `lists` (r, N)."""
         length = np.diff(lists.indptr)
         pairs = np.append(0, np.cumsum(length[codes.indices]))[codes.indptr]  # of the rows before
-        parts, start = [csr_array((0, self.count), dtype=np.float32)], 0
+        starts = [0]
+        while starts[-1] < codes.shape[0]:
+            start = starts[-1]
+            stop = int(np.searchsorted(pairs, pairs[start] + _PAIRS, "right")) - 1
+            starts.append(min(max(stop, start + 1), start + max(1, _SUMS // len(reached))))
+        parts: list[csr_array] = [csr_array((0, self.count), dtype=np.float32)] * len(starts)
         with tqdm(total=codes.shape[0], desc="compare", disable=not progress) as bar:
-            while start < codes.shape[0]:
-                stop = int(np.searchsorted(pairs, pairs[start] + _PAIRS, "right")) - 1
-                stop = min(max(stop, start + 1), start + max(1, _SUMS // len(reached)))
-                parts.append(self._compare(codes[start:stop], reached, lists, length))
-                bar.update(stop - start)
-                start = stop
+
+            def compare(n: int) -> None:
+                parts[n + 1] = self._compare(codes[starts[n] : starts[n + 1]], reached, lists, length)
+                bar.update(starts[n + 1] - starts[n])
+
+            together(compare, range(len(starts) - 1))
         return vstack(parts, format="csr")
 
     def _compare(self, codes: csr_array, reached: np.ndarray, lists: csr_array, length: np.ndarray) -> csr_array:
