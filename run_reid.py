@@ -78,7 +78,8 @@ def main_job(args: argparse.Namespace) -> None:
         if not first_process():
             return
         embedder = load_embedder(weights, args)
-        query, gallery, scores, _ = score(embedder, splits, output, facts)
+        query, gallery = embed_splits(embedder, splits, output, facts)
+        scores, _ = score(query, gallery, splits)
         if trained:
             keep_scores(trained.path, splits, scores)
         build_gallery(output / "gallery", embedder, Path(weights), splits.gallery, gallery)
@@ -118,13 +119,30 @@ def evaluate_command(args: argparse.Namespace) -> None:
 
 
 def evaluate_one(weights: str, dataset: str, method: Method, output: Path, args: argparse.Namespace) -> Scores:
+    """Embeddings are those of the plain comparison's folder, if that is ours to name: methods on them come cheaply."""
+    from reid.protocol import COSINE
+
     splits = read_data(args, dataset)
     if method.distractors:
         splits = splits._replace(gallery=[*splits.gallery, *datasets.distractors(splits)], official_split=None)
+    shared = output.with_name(output.name.removesuffix(method.suffix))
+    if method.distractors or output.name != f"evaluate-{dataset}-{model_name(weights)}{method.suffix}":
+        shared = output
     with claimed(output, run_of("evaluate", splits, args, weights=weights, method=str(method))) as facts:
-        splits = check_images(splits, output, args.skip_bad, ("query", "gallery"))
-        embedder = load_embedder(weights, args)
-        query, gallery, scores, bonus = score(embedder, splits, output, facts, method, args.skip_bad)
+        with contextlib.ExitStack() as until_embedded:
+            kept = facts
+            if shared != output:
+                plain = run_of("evaluate", splits, args, weights=weights, method=str(COSINE))
+                kept = until_embedded.enter_context(claimed(shared, plain))
+            splits = check_images(splits, shared, args.skip_bad, ("query", "gallery"))
+            embedder = load_embedder(weights, args)
+            query, gallery = embed_splits(embedder, splits, shared, kept)
+            if method.multi_query:
+                query = join_queries(query, splits, method.multi_query, embedder, shared, args.skip_bad)
+        facts.keep(embed_images_per_second=kept.values.get("embed_images_per_second"))
+        if method.expand:
+            query, gallery = expanded(query, gallery, method)
+        scores, bonus = score(query, gallery, splits, method)
         report(embedder, splits, scores, query, gallery, output, facts, weights=weights, method=method, bonus=bonus)
     print(f"report: {output}/report.md")
     return scores
@@ -149,7 +167,7 @@ def calibrate_command(args: argparse.Namespace) -> None:
         splits = check_images(splits, output, args.skip_bad, ("query", "gallery"))
         samples = [*splits.query, *splits.gallery]
         features = embedder.embed([s.path for s in samples], save=output / "features" / "all.npy", progress=True)
-        pids, camids = (np.array([s[i] for s in samples]) for i in (1, 2))
+        pids, camids = ids_of(samples)
         model, name = embedder.fingerprint, splits.name
         checked = check(features, pids, camids, (0.005, 0.01, 0.05, 0.1), fingerprint=model, dataset=name)
         learnt_from = calibrate(features, pids, camids, fingerprint=model, dataset=name)
@@ -548,45 +566,61 @@ def load_embedder(weights: str | Path, args: argparse.Namespace) -> Embedder:
     return embedder
 
 
+def embed_splits(embedder: Embedder, splits: Splits, folder: Path, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
+    """Embeds query and gallery into FOLDER/features, or opens what is there."""
+    query, gallery = (
+        embedder.embed([s.path for s in samples], save=folder / "features" / f"{name}.npy", progress=True,
+                       desc=f"embedding {name}")
+        for name, samples in (("query", splits.query), ("gallery", splits.gallery))
+    )  # fmt: skip
+    if embedder.images_per_second is not None:
+        facts.keep(embed_images_per_second=embedder.images_per_second)
+    return query, gallery
+
+
+def join_queries(
+    query: np.ndarray, splits: Splits, pool: str, embedder: Embedder, folder: Path, skip_bad: bool
+) -> np.ndarray:
+    """Of each query all images of its person by its camera, joined as pool says."""
+    from reid.protocol import pool_queries
+
+    samples = datasets.multi_query(splits)
+    checked = {s.path for s in [*splits.query, *splits.gallery]}
+    bad = find_bad(s.path for s in samples if s.path not in checked)
+    if bad:
+        refuse_or_tell(bad, skip_bad)
+        samples = [s for s in samples if s.path not in bad]
+    file = folder / "features" / "multi-query.npy"
+    rows = embedder.embed([s.path for s in samples], save=file, progress=True, desc="embedding multi-query")
+    return pool_queries(pool, rows, *ids_of(samples), *ids_of(splits.query))
+
+
+def expanded(query: np.ndarray, gallery: np.ndarray, method: Method) -> tuple[np.ndarray, np.ndarray]:
+    from reid.expansion import expand_gallery, expand_queries
+
+    larger = expand_gallery(gallery, k=method.expand, alpha=method.alpha) if method.expand_gallery else gallery
+    return expand_queries(query, gallery, k=method.expand, alpha=method.alpha), larger
+
+
 def score(
-    embedder: Embedder, splits: Splits, output: Path, facts: Facts, method: Method | None = None, skip_bad: bool = False
-) -> tuple[np.ndarray, np.ndarray, Scores, csr_array | None]:
-    """Embeds query and gallery into OUTPUT/features and evaluates them: (query, gallery, scores, bonus)."""
+    query: np.ndarray, gallery: np.ndarray, splits: Splits, method: Method | None = None
+) -> tuple[Scores, csr_array | None]:
+    """Scores, and what re-ranking added to the similarities, where the method asks for it."""
     from reid.evaluate import evaluate
 
-    def embedded(name: str, samples: Sequence[Sample]) -> np.ndarray:
-        file = output / "features" / f"{name}.npy"
-        return embedder.embed([s.path for s in samples], save=file, progress=True, desc=f"embedding {name}")
-
-    query, gallery = embedded("query", splits.query), embedded("gallery", splits.gallery)
-    pids, camids = ([np.array([s[i] for s in samples]) for samples in (splits.query, splits.gallery)] for i in (1, 2))
     bonus = None
-    if method and method.multi_query:
-        from reid.protocol import pool_queries
-
-        samples = datasets.multi_query(splits)
-        checked = {s.path for s in [*splits.query, *splits.gallery]}
-        bad = find_bad(s.path for s in samples if s.path not in checked)
-        if bad:
-            refuse_or_tell(bad, skip_bad)
-            samples = [s for s in samples if s.path not in bad]
-        theirs = [np.array([s[i] for s in samples]) for i in (1, 2)]
-        rows = embedded("multi-query", samples)
-        query = pool_queries(method.multi_query, rows, theirs[0], theirs[1], pids[0], camids[0])
-    if method and method.expand:
-        from reid.expansion import expand_gallery, expand_queries
-
-        original = gallery
-        if method.expand_gallery:
-            gallery = expand_gallery(original, k=method.expand, alpha=method.alpha)
-        query = expand_queries(query, original, k=method.expand, alpha=method.alpha)
     if method and method.rerank:
         from reid.rerank import rerank
 
         bonus = rerank(query, gallery, k1=method.k1, k2=method.k2, lambda_=method.lambda_, progress=True)
-    if embedder.images_per_second is not None:
-        facts.keep(embed_images_per_second=embedder.images_per_second)
-    return query, gallery, evaluate(query, gallery, *pids, *camids, bonus=bonus, progress=True), bonus
+    (query_pids, query_camids), (gallery_pids, gallery_camids) = ids_of(splits.query), ids_of(splits.gallery)
+    ids = query_pids, gallery_pids, query_camids, gallery_camids
+    return evaluate(query, gallery, *ids, bonus=bonus, progress=True), bonus
+
+
+def ids_of(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """(pids, camids)"""
+    return np.array([s.pid for s in samples]), np.array([s.camid for s in samples])
 
 
 def keep_scores(path: Path, splits: Splits, scores: Scores) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import pickle
 import shutil
@@ -227,6 +228,28 @@ def test_evaluate_with_all_that_it_can(
     assert "add --query-expansion" in refused(capsys, *words, "--alpha", 1)
     assert "lambda" in refused(capsys, *words[:-1], tmp_path / "l", "--rerank", "--lambda", 0)
     assert "has no distractors beside its gallery" in refused(capsys, *words, "--distractors")
+
+
+def test_methods_share_what_is_embedded(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "--data-root", str(root), "--weights", str(run / "model.safetensors")]
+    assert run_reid.main([*words, "--rerank"]) == 0
+    kept = Path(f"runs/evaluate-synthetic-{run.name}")
+    files = {file: file.stat().st_mtime_ns for file in (kept / "features").iterdir()}
+    assert len(files) == 4  # rows and label of query and gallery
+    monkeypatch.setattr(Embedder, "embed_pixels", lambda *_: pytest.fail("embedded again"))
+    assert run_reid.main([*words, "--query-expansion", "2"]) == 0
+    assert run_reid.main(words) == 0
+    assert {file: file.stat().st_mtime_ns for file in (kept / "features").iterdir()} == files
+    told = {folder.name: json.loads((folder / "metrics.json").read_text())["mAP"] for folder in Path("runs").iterdir()}
+    assert len(set(told.values())) == len(told) == 3
+    assert not (kept.with_name(f"{kept.name}-rerank") / "features").exists()
+
+    with (kept / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another process works in" in refused(capsys, *words, "--rerank")
 
 
 def test_calibrated_it_says_that_nobody_matches(
