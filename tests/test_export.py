@@ -20,7 +20,7 @@ from reid.encoder import TorchEncoder, open_encoder
 from reid.export import Exported, Runtime
 from reid.export.graph import Deployed
 from reid.export.proof import Reference
-from reid.export.request import Request
+from reid.export.request import Request, Steps
 from reid.extract import Embedder
 from reid.gallery import Gallery
 from reid.model import ReidModel, load_model, make_card, save_model
@@ -189,6 +189,39 @@ def test_int8_by_training_crops(made, paths):
     cosine = (rows * Embedder(made / "model.onnx").embed(paths)).sum(1)
     assert cosine.min() > 0.97
     assert file.stat().st_size < 0.5 * (made / "model.onnx").stat().st_size
+
+
+def test_mended_biases_keep_each_layers_mean(made, paths):
+    import onnx
+    import onnxruntime
+
+    from reid.export import onnx as module
+
+    crops = read_images(paths, (64, 32))
+    plain = onnx.load(made / "model.onnx")
+    names = [node.name for node in plain.graph.node if node.op_type in ("Conv", "Gemm")]
+
+    def means(model):
+        """Of each channel of each layer, all in one run of the graph as it is written."""
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        layers = {node.name: node.output[0] for node in whole.graph.node if node.name in names}
+        whole.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in layers.values())
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(whole.SerializeToString(), options)
+        found = session.run([layers[name] for name in names], {"pixels": crops[:batched]})
+        return np.concatenate([x.mean((0, 2, 3) if x.ndim == 4 else 0) for x in found])
+
+    batched = len(crops) // 8 * 8
+    wanted = means(plain)
+    off = {
+        mended: np.abs(
+            means(module.quantise(plain, crops, Request("onnx", "int8", steps=Steps(mended=mended)))) - wanted
+        )
+        for mended in (False, True)
+    }
+    assert off[True].mean() < 0.2 * off[False].mean()
 
 
 def test_openvino_holds_the_same_and_goes_into_a_gallery(made, paths, tmp_path):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from reid.export import Runtime, need
 from reid.export.graph import Deployed
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 OPSET = 18  # what Rockchip's and other NPU tool chains read
 CARD = "reid_card"  # the key among the file's metadata
 PIXELS, EMBEDDING = "pixels", "embedding"
+_MENDING = 64  # crops that biases are mended by
 
 
 def build(model: ReidModel, request: Request, crops: np.ndarray) -> Any:
@@ -63,11 +65,10 @@ def quantise(made: Any, crops: np.ndarray, request: Request) -> Any:
     need("onnxruntime")
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    steps = request.steps
-    size = request.batch or 8
+    steps, size = request.steps, request.batch or 8
     batches = [crops[i : i + size] for i in range(0, len(crops) - size + 1, size)]
     options: dict[str, Any] = {"ActivationSymmetric": False, "QuantizeBias": True}
-    if steps.ranges == "percentile":
+    if steps.percentile is not None:
         options["CalibPercentile"] = steps.percentile
     with tempfile.TemporaryDirectory() as folder, quiet():
         plain, file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
@@ -75,27 +76,52 @@ def quantise(made: Any, crops: np.ndarray, request: Request) -> Any:
         quantize_static(
             plain, file, _Reader(batches), quant_format=QuantFormat.QDQ, per_channel=steps.per_channel,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibrate_method=getattr(CalibrationMethod, {"minmax": "MinMax"}.get(steps.ranges, steps.ranges.title())),
-            nodes_to_exclude=_float_nodes(made, steps.float_layers), extra_options=options,
+            calibrate_method=CalibrationMethod.MinMax if steps.percentile is None else CalibrationMethod.Percentile,
+            nodes_to_exclude=_float_nodes(made), extra_options=options,
         )  # fmt: skip
-        made = onnx.load(file)
-    del made.metadata_props[:]
-    return made
+        quantised = onnx.load(file)
+    if steps.mended:
+        mend_biases(made, quantised, batches[: max(1, _MENDING // size)])
+    del quantised.metadata_props[:]
+    return quantised
 
 
-def _float_nodes(made: Any, layers: tuple[str, ...]) -> list[str]:
-    """What stays in float: the pixels before the first convolution and the embedding after the last reduction, and the
-    chosen layers: "first" convolutions (of the image), the "reductions"."""
+def _float_nodes(made: Any) -> list[str]:
+    """What stays in float: the pixels before the first convolution and the embedding after the last reduction."""
     nodes = list(made.graph.node)
     kinds = [node.op_type for node in nodes]
-    first = kinds.index("Conv")
     last = len(kinds) - 1 - kinds[::-1].index("Gemm")
-    kept = [*nodes[:first], *nodes[last + 1 :]]
-    if "first" in layers:
-        kept.append(nodes[first])
-    if "reductions" in layers:
-        kept += [node for node in nodes if node.op_type == "Gemm"]
-    return [node.name for node in kept]
+    return [node.name for node in [*nodes[: kinds.index("Conv")], *nodes[last + 1 :]]]
+
+
+def mend_biases(plain: Any, quantised: Any, batches: list[np.ndarray]) -> None:
+    """Moves the biases of an int8 model, layer by layer from the first, until each layer's mean is the float model's.
+
+    So what rounding has moved on average is put right before the next layer sees it: the empirical bias correction of
+    Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias Correction", ICCV.
+    """
+    numpy_helper = need("onnx").numpy_helper
+    layers = {node.name: node for node in plain.graph.node if node.op_type in ("Conv", "Gemm")}
+    makers = {name: node for node in quantised.graph.node for name in node.output}
+    held = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    for node in tqdm([n for n in quantised.graph.node if n.name in layers], desc="mending biases"):
+        bias, scale = (held[name] for name in makers[node.input[2]].input[:2])
+        moved = _mean_output(plain, layers[node.name], batches) - _mean_output(quantised, node, batches)
+        steps = numpy_helper.to_array(bias) + np.round(moved / numpy_helper.to_array(scale))
+        steps = steps.clip(-(2.0**31) + 1, 2.0**31 - 1).astype(np.int32)
+        bias.CopyFrom(numpy_helper.from_array(steps, bias.name))
+
+
+def _mean_output(made: Any, node: Any, batches: list[np.ndarray]) -> np.ndarray:
+    """Of each channel of a layer (C,), over the batches."""
+    onnx, ort = need("onnx"), need("onnxruntime")
+    part = onnx.ModelProto()
+    part.CopyFrom(made)
+    del part.graph.output[:]
+    part.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.output[0]))
+    session = ort.InferenceSession(part.SerializeToString(), _options(), providers=["CPUExecutionProvider"])
+    found = [session.run(None, {PIXELS: batch})[0] for batch in batches]
+    return np.mean([x.mean(axis=(0, 2, 3)[: x.ndim - 1]) for x in found], axis=0)
 
 
 class _Reader:
@@ -120,11 +146,8 @@ def save(built: Any, path: Path, card: str) -> None:
 def load(path: Path) -> Runtime:
     """Opens it with onnxruntime. ReidError where it is no ONNX model."""
     ort = need("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class for each kind of damage
         raise ReidError(f"{path} is damaged or no ONNX model ({' '.join(str(error).split())[:120]})") from None
     (batch, *_), card = session.get_inputs()[0].shape, session.get_modelmeta().custom_metadata_map.get(CARD)
@@ -134,6 +157,13 @@ def load(path: Path) -> Runtime:
         return session.run(None, {name: pixels})[0]
 
     return Runtime(run, card, batch if isinstance(batch, int) else None)
+
+
+def _options() -> Any:
+    options = need("onnxruntime").SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return options
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ ranges those of training crops.
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,18 +38,24 @@ def build(model: ReidModel, request: Request, crops: np.ndarray) -> Any:
 
 
 def from_onnx(made: Any) -> Any:
-    ov = need("openvino")
-    return ov.Core().read_model(made.SerializeToString())
+    """As OpenVINO's own converter makes it: shapes are worked out, so that NNCF sees weights and biases as such."""
+    onnx, ov = need("onnx"), need("openvino")
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(made, f"{folder}/model.onnx")
+        return ov.convert_model(f"{folder}/model.onnx")
 
 
 def quantise(made: Any, crops: np.ndarray, batch: int) -> Any:
-    """int8 by NNCF: per-channel weights, activations asymmetric."""
+    """int8 by NNCF: per-channel weights, activations asymmetric, biases mended layer by layer.
+
+    The accurate correction of biases, which takes a minute: by the fast one MobileNetV2 loses 2.7 points of mAP.
+    """
     nncf = need("nncf")
     logging.getLogger("nncf").setLevel(logging.ERROR)
     batches = [crops[i : i + batch] for i in range(0, len(crops) - batch + 1, batch)]
     tail = nncf.IgnoredScope(types=["Power", "ReduceSum", "Sqrt", "Divide"])  # the length of an embedding is exact
     return nncf.quantize(made, nncf.Dataset(batches), preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches),
-                         ignored_scope=tail)  # fmt: skip
+                         ignored_scope=tail, fast_bias_correction=False)  # fmt: skip
 
 
 def save(built: Any, path: Path, card: str) -> None:

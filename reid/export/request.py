@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Steps:
-    """How int8 is reached; the default is the cheapest ladder rung that keeps the scores (benchmarks/quantise.py)."""
+    """How int8 is reached in an ONNX file; the default keeps the scores (benchmarks/quantise.py)."""
 
     per_channel: bool = True  # a scale for each channel of the weights, or one a layer
-    ranges: str = "minmax"  # of activations: "minmax", "percentile" or "entropy" over the crops
-    percentile: float = 99.99
-    float_layers: tuple[str, ...] = ()  # "first", "reductions": what stays in float
+    percentile: float | None = 99.999  # of activations over the crops, that their ranges reach to; None: all
+    mended: bool = True  # biases, until each layer's mean over the crops is the float network's
 
 
 @dataclass(frozen=True)
