@@ -104,7 +104,8 @@ def mend_biases(plain: Any, quantised: Any, batches: list[np.ndarray]) -> None:
     layers = {node.name: node for node in plain.graph.node if node.op_type in ("Conv", "Gemm")}
     makers = {name: node for node in quantised.graph.node for name in node.output}
     held = {tensor.name: tensor for tensor in quantised.graph.initializer}
-    for node in tqdm([n for n in quantised.graph.node if n.name in layers], desc="mending biases"):
+    with_bias = [n for n in quantised.graph.node if n.name in layers and len(n.input) == 3]  # torch leaves zeros out
+    for node in tqdm(with_bias, desc="mending biases"):
         bias, scale = (held[name] for name in makers[node.input[2]].input[:2])
         moved = _mean_output(plain, layers[node.name], batches) - _mean_output(quantised, node, batches)
         steps = numpy_helper.to_array(bias) + np.round(moved / numpy_helper.to_array(scale))
