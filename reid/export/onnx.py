@@ -105,24 +105,25 @@ def mend_biases(plain: Any, quantised: Any, batches: list[np.ndarray]) -> None:
     makers = {name: node for node in quantised.graph.node for name in node.output}
     held = {tensor.name: tensor for tensor in quantised.graph.initializer}
     with_bias = [n for n in quantised.graph.node if n.name in layers and len(n.input) == 3]  # torch leaves zeros out
-    for node in tqdm(with_bias, desc="mending biases"):
+    wanted = _means(plain, [layers[node.name] for node in with_bias], batches) if with_bias else []
+    for node, mean in zip(tqdm(with_bias, desc="mending biases"), wanted):
         bias, scale = (held[name] for name in makers[node.input[2]].input[:2])
-        moved = _mean_output(plain, layers[node.name], batches) - _mean_output(quantised, node, batches)
+        moved = mean - _means(quantised, [node], batches)[0]
         steps = numpy_helper.to_array(bias) + np.round(moved / numpy_helper.to_array(scale))
         steps = steps.clip(-(2.0**31) + 1, 2.0**31 - 1).astype(np.int32)
         bias.CopyFrom(numpy_helper.from_array(steps, bias.name))
 
 
-def _mean_output(made: Any, node: Any, batches: list[np.ndarray]) -> np.ndarray:
-    """Of each channel of a layer (C,), over the batches."""
+def _means(made: Any, nodes: list[Any], batches: list[np.ndarray]) -> list[np.ndarray]:
+    """Of each channel of what each node gives (C,), over the batches."""
     onnx, ort = need("onnx"), need("onnxruntime")
-    part = onnx.ModelProto()
+    part, names = onnx.ModelProto(), [node.output[0] for node in nodes]
     part.CopyFrom(made)
     del part.graph.output[:]
-    part.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.output[0]))
+    part.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     session = ort.InferenceSession(part.SerializeToString(), _options(), providers=["CPUExecutionProvider"])
-    found = [session.run(None, {PIXELS: batch})[0] for batch in batches]
-    return np.mean([x.mean(axis=(0, 2, 3)[: x.ndim - 1]) for x in found], axis=0)
+    found = [[x.mean(axis=(0, 2, 3)[: x.ndim - 1]) for x in session.run(names, {PIXELS: batch})] for batch in batches]
+    return [np.mean(means, axis=0) for means in zip(*found)]
 
 
 class _Reader:
