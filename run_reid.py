@@ -110,24 +110,26 @@ def evaluate_command(args: argparse.Namespace) -> None:
     for name, weights in names.items():
         rows.append([name])
         for dataset in args.dataset:
-            folder = f"evaluate-{dataset}-{name}{method.suffix}"
-            output = Path(args.output or f"runs/{folder}") if single else Path(args.output or "runs") / folder
-            scores = evaluate_one(weights, dataset, method, output, args)
+            if single and args.output:
+                output = embedded = Path(args.output)
+            else:
+                embedded = Path(args.output or "runs") / f"evaluate-{dataset}-{name}"
+                output = embedded.with_name(embedded.name + method.suffix)
+            scores = evaluate_one(weights, dataset, method, output, output if method.distractors else embedded, args)
             rows[-1].append(f"{scores.rank1:.1%} / {scores.mAP:.1%}")
     if not single:
         print("\n" + aligned_table(("Rank-1 / mAP", *args.dataset), rows))
 
 
-def evaluate_one(weights: str, dataset: str, method: Method, output: Path, args: argparse.Namespace) -> Scores:
-    """Embeddings are those of the plain comparison's folder, if that is ours to name: methods on them come cheaply."""
+def evaluate_one(
+    weights: str, dataset: str, method: Method, output: Path, shared: Path, args: argparse.Namespace
+) -> Scores:
+    """shared: the plain comparison's folder, where embeddings are kept for all methods; or the output itself."""
     from reid.protocol import COSINE
 
     splits = read_data(args, dataset)
     if method.distractors:
         splits = splits._replace(gallery=[*splits.gallery, *datasets.distractors(splits)], official_split=None)
-    shared = output.with_name(output.name.removesuffix(method.suffix))
-    if method.distractors or output.name != f"evaluate-{dataset}-{model_name(weights)}{method.suffix}":
-        shared = output
     with claimed(output, run_of("evaluate", splits, args, weights=weights, method=str(method))) as facts:
         with contextlib.ExitStack() as until_embedded:
             kept = facts
