@@ -6,6 +6,7 @@
 torchreid (PyPI 0.2.5) decodes, augments, samples, trains and embeds. Of this program are the list of images, the
 stopping after exactly so many image passes, the checkpoint after each epoch, and the scores. The settings are those
 that torchreid publishes for OSNet (see `SETTINGS`), less what only pre-trained weights need: no frozen first epochs.
+--loss softmax is what they train it by; --loss triplet is torchreid's ImageTripletEngine, of persons times 4 images.
 Features are one forward pass of the image, without its mirror image, as torchreid does it; the scores compare them by
 cosine similarity as for every other run, torchreid's default by Euclidean distance.
 
@@ -46,7 +47,8 @@ from reid.types import ReidError, Sample, Splits
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Cython evaluation")
     from torchreid.reid.data import ImageDataManager, ImageDataset, register_image_dataset
-    from torchreid.reid.engine import ImageTripletEngine
+    from torchreid.reid.engine import Engine as TorchreidEngine
+    from torchreid.reid.engine import ImageSoftmaxEngine, ImageTripletEngine
     from torchreid.reid.models import build_model
     from torchreid.reid.optim import build_lr_scheduler, build_optimizer
     from torchreid.reid.utils import set_random_seed
@@ -62,12 +64,17 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 5e-4,
     "adam_beta1": 0.9,
     "adam_beta2": 0.999,
-    "num_instances": 4,
     "batch_size_test": 100,
-    "margin": 0.3,
-    # the example in ImageTripletEngine's documentation: the only setting there that weighs both losses
-    "weight_t": 0.7,
-    "weight_x": 1.0,
+}
+LOSSES: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "triplet": {
+        "num_instances": 4,
+        "margin": 0.3,
+        # the example in ImageTripletEngine's documentation: the only setting there that weighs both losses
+        "weight_t": 0.7,
+        "weight_x": 1.0,
+    },
 }
 # with that file in torchreid's README; what --transforms may name is all that its build_transforms knows
 TRANSFORMS = ("random_flip", "random_erase")
@@ -88,8 +95,8 @@ class SplitsDataset(ImageDataset):
 register_image_dataset("splits", SplitsDataset)
 
 
-class Engine(ImageTripletEngine):
-    """torchreid's engine, with the images of each epoch drawn beforehand, and a progress bar.
+class Engine(TorchreidEngine):
+    """A part of torchreid's engines: the images of each epoch are drawn beforehand, and there is a progress bar.
 
     epochs: positions in the training set, those of a batch together.
     """
@@ -105,6 +112,14 @@ class Engine(ImageTripletEngine):
         return summary
 
 
+class SoftmaxEngine(Engine, ImageSoftmaxEngine):
+    """Of images in random order."""
+
+
+class TripletEngine(Engine, ImageTripletEngine):
+    """Of persons times 4 images."""
+
+
 def build(
     splits: Splits,
     *,
@@ -112,6 +127,7 @@ def build(
     height: int,
     width: int,
     batch_size: int = 64,
+    loss: str = "softmax",
     transforms: Sequence[str] = TRANSFORMS,
     workers: int | None = None,
     seed: int = 1,
@@ -119,16 +135,20 @@ def build(
     """torchreid's data manager, model, optimiser, schedule and engine, as its own training script puts them together.
 
     image_passes: rounded to whole batches; the last epoch ends where they do. height, width: of the input, in pixels.
-    workers: processes that decode, by default torchreid's 4, or as many as there are cores.
-    Raises ReidError where the training set has too few identities for a batch.
+    loss: of `LOSSES`. workers: processes that decode, by default torchreid's 4, or as many as there are cores.
+    Raises ReidError where the training set has too few images or identities for a batch.
     """
-    instances = SETTINGS["num_instances"]
+    settings = LOSSES[loss]
+    instances = settings.get("num_instances", 1)
     identities = len({sample.pid for sample in splits.train})
-    if identities < batch_size // instances or batch_size < 2 * instances:
+    if loss == "triplet" and identities < batch_size // instances:
         raise ReidError(
-            f"a batch of {batch_size} images, {instances} a person, needs {max(2, batch_size // instances)} persons "
-            f"and as many images, the training set has {identities} persons: give another --batch-size"
+            f"a batch of {batch_size} images, {instances} a person, needs {batch_size // instances} persons, "
+            f"the training set has {identities}: give another --batch-size"
         )
+    if batch_size < 2 * instances or len(splits.train) < batch_size:
+        raise ReidError(f"a batch of {batch_size} images is too small or more than the training set's "
+                        f"{len(splits.train):,}: give another --batch-size")  # fmt: skip
     set_random_seed(seed)
     with _quiet():
         data = ImageDataManager(
@@ -141,24 +161,26 @@ def build(
             batch_size_test=SETTINGS["batch_size_test"],
             workers=min(4, os.cpu_count() or 1) if workers is None else workers,
             num_instances=instances,
-            train_sampler="RandomIdentitySampler",
+            train_sampler="RandomIdentitySampler" if loss == "triplet" else "RandomSampler",
         )
-        model = build_model(SETTINGS["backbone"], data.num_train_pids, loss="triplet", pretrained=False)
+        model = build_model(SETTINGS["backbone"], data.num_train_pids, loss=loss, pretrained=False)
     if torch.cuda.is_available():
         model = model.cuda()
     epochs = []
     left = max(1, round(image_passes / batch_size)) * batch_size
     while left:
-        epochs.append(list(data.train_loader.sampler)[:left])
+        images = list(data.train_loader.sampler)
+        epochs.append(images[: min(left, len(images) // batch_size * batch_size)])
         left -= len(epochs[-1])
     chosen = ("optim", "lr", "weight_decay", "adam_beta1", "adam_beta2")
     optimizer = build_optimizer(model, **{key: SETTINGS[key] for key in chosen})
-    engine = Engine(
+    engine = (TripletEngine if loss == "triplet" else SoftmaxEngine)(
         data,
         model,
         optimizer,
         scheduler=build_lr_scheduler(optimizer, SETTINGS["lr_scheduler"], max_epoch=len(epochs)),
-        **{key: SETTINGS[key] for key in ("margin", "weight_t", "weight_x", "label_smooth")},
+        label_smooth=SETTINGS["label_smooth"],
+        **{key: value for key, value in settings.items() if key != "num_instances"},
     )
     engine.epochs = epochs
     return engine
@@ -245,10 +267,11 @@ def run(args: argparse.Namespace, command: str) -> None:
     if bad:
         path, reason = next(iter(bad.items()))
         raise ReidError(f"{len(bad)} unreadable image(s): {path} {reason}; mend them, or take them away")
-    options = {"height": args.height, "width": args.width, "batch_size": args.batch_size,
-               "transforms": args.transforms, "image_passes": args.image_passes, "seed": args.seed}  # fmt: skip
+    options = {key: getattr(args, key) for key in ("height", "width", "batch_size", "loss", "transforms",
+                                                   "image_passes", "seed")}  # fmt: skip
     engine = build(splits, **options, workers=args.workers)
-    seconds = train(engine, file, {**SETTINGS, **options, "data": identity(paths)}, args.seed)
+    settings = SETTINGS | LOSSES[args.loss] | options
+    seconds = train(engine, file, settings | {"data": identity(paths)}, args.seed)
     began = time.monotonic()
     query, gallery = embed(engine, "query"), embed(engine, "gallery")
     speed = (len(query) + len(gallery)) / (time.monotonic() - began)
@@ -264,7 +287,7 @@ def run(args: argparse.Namespace, command: str) -> None:
         multiply_adds=multiply_adds(engine, args.height, args.width),
         train_seconds=seconds,
         git_revision=git_revision(),
-        recipe={**SETTINGS, **options, "epochs": len(engine.epochs)},
+        recipe=settings | {"epochs": len(engine.epochs)},
     )
     passes = sum(len(epoch) for epoch in engine.epochs)
     write_text(output / "metrics.json", metrics_text(metrics(splits, scores, facts, [{"images": passes}])))
@@ -293,7 +316,9 @@ def build_parser() -> argparse.ArgumentParser:
                         "counted, rounded to whole batches (default: 51200)")  # fmt: skip
     parser.add_argument("--height", type=int, default=256, metavar="PIXELS")
     parser.add_argument("--width", type=int, default=128, metavar="PIXELS")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a step, 4 a person")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a step (default: 64)")
+    parser.add_argument("--loss", default="softmax", choices=list(LOSSES), help="softmax, OSNet's published recipe, or "
+                        "triplet, with it (default: softmax)")  # fmt: skip
     parser.add_argument("--transforms", nargs="*", default=list(TRANSFORMS), choices=KNOWN_TRANSFORMS, metavar="NAME",
                         help=f"torchreid's augmentations, of {', '.join(KNOWN_TRANSFORMS)} "
                         f"(default: {' '.join(TRANSFORMS)})")  # fmt: skip

@@ -175,7 +175,13 @@ def torchreid(
 
     batch = config.p * config.k
     engine = torchreid_train.build(
-        splits, image_passes=batch, height=config.height, width=config.width, batch_size=batch, workers=workers
+        splits,
+        image_passes=batch,
+        height=config.height,
+        width=config.width,
+        batch_size=batch,
+        loss="triplet",
+        workers=workers,
     )
     sampler = engine.train_loader.batch_sampler
     sampler.sampler = itertools.chain.from_iterable(itertools.repeat(sampler.sampler))  # epoch after epoch
