@@ -320,12 +320,14 @@ def check_data_command(args: argparse.Namespace) -> int:
 
 
 def pack_command(args: argparse.Namespace) -> None:
-    """Writes a model as it is given away: half floats, without the classifier of its training identities."""
+    """Writes a model as it is given away: half floats, without the classifier of its training identities; on request
+    with fewer branches, and with shorter embeddings by a projection that is learnt on a data set's training images.
+    """
     from reid.model import load_model, save_model
 
     if Path(args.output).exists():
         raise ReidError(f"{args.output} exists already: delete it, or name another file")
-    model = load_model(args.weights)
+    model = slimmed(args, load_model(args.weights), read_data(args).train if args.dim is not None else ())
     save_model(model, args.output, classifier=False, half=True)
     if "calibration" in model.card and "calibration" not in load_model(args.output).card:
         print("the calibration was of the whole floats: calibrate what was packed", file=sys.stderr)
@@ -344,9 +346,8 @@ def export_command(args: argparse.Namespace) -> None:
     from reid.export.request import Request
     from reid.model import load_model
 
-    splits, model = read_data(args), load_model(args.weights)
-    if args.branches:
-        model = model.with_branches(args.branches)
+    splits = read_data(args)
+    model = slimmed(args, load_model(args.weights), splits.train)
     precision = args.precision or FORMATS[args.format].precisions[0]
     request = Request(args.format, precision, args.batch, args.flip)
     name = model_name(args.weights) if precision == "fp32" else f"{model_name(args.weights)}-{precision}"
@@ -370,6 +371,17 @@ def export_command(args: argparse.Namespace) -> None:
         print("its queries lose too much on the model's gallery: it has a fingerprint of its own, and galleries that "
               "it is to query are indexed with it", file=sys.stderr)  # fmt: skip
     print(f"{output}: {output.stat().st_size:,} bytes; proof: {output}.json")
+
+
+def slimmed(args: argparse.Namespace, model: ReidModel, train: Sequence[Sample]) -> ReidModel:
+    """With the branches and the length of embeddings that the command asks for."""
+    if args.branches:
+        model = model.with_branches(args.branches)
+    if args.dim is not None:
+        from reid.slim import shortened
+
+        model = shortened(model, [sample.path for sample in train], args.dim, progress=True)
+    return model
 
 
 def compile_rknn(
@@ -1023,6 +1035,18 @@ def add_check_data(parser: argparse.ArgumentParser) -> None:
 def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", metavar="MODEL", help="a trained model.safetensors")
     parser.add_argument("output", metavar="FILE", help="the file to write")
+    add_slim(parser)
+    add_data(parser, "synthetic")
+
+
+def add_slim(parser: argparse.ArgumentParser) -> None:
+    def parts(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    parser.add_argument("--branches", type=parts, metavar="1,2", help="keep only the branches of so many parts, which "
+                        "are smaller, faster and find less (default: all)")  # fmt: skip
+    parser.add_argument("--dim", type=int, metavar="N", help="shorten embeddings to N values, by a projection learnt "
+                        "on the training images of --dataset (default: all values)")  # fmt: skip
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -1034,17 +1058,13 @@ def add_export(parser: argparse.ArgumentParser) -> None:
             raise ValueError(text)
         return number or None
 
-    def parts(text: str) -> list[int]:
-        return [int(part) for part in text.split(",")]
-
     parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors")
     parser.add_argument("--format", choices=FORMATS, required=True, help="for onnxruntime, OpenVINO, libtorch or "
                         "Rockchip's NPU")  # fmt: skip
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32, of rknn fp16)")
     parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="of rknn (default: rk3588)")
     parser.add_argument("--batch", type=batch, metavar="N|dynamic", help="images a run (default: dynamic, any number)")
-    parser.add_argument("--branches", type=parts, metavar="1,2", help="keep only the branches of so many parts, which "
-                        "are smaller, faster and find less (default: all)")  # fmt: skip
+    add_slim(parser)
     parser.add_argument("--flip", action="store_true", help="sum the features of image and mirror image inside, as the "
                         "other commands do with .safetensors; twice the work")  # fmt: skip
     parser.add_argument("--crops", type=int, default=256, metavar="N", help="of int8: training crops (default: 256)")

@@ -6,7 +6,7 @@ encoder.encode(pixels)     # RGB uint8 (B, H, W, 3) -> (B, D) float32 of unit le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,13 +72,16 @@ class TorchEncoder:
     @torch.inference_mode()
     def features(self, pixels: np.ndarray) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, F, D) on the device, summed over image and mirror image, not of unit length."""
-        images = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)  # a copy: they may be read-only
-        features = self.model.features(images)
-        return features + self.model.features(images.flip(3)) if self.flip else features
+        return self._of(self.model.features, pixels)
 
+    @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        vectors = self.features(pixels).flatten(1)
-        return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+        return torch.nn.functional.normalize(self._of(self.model.embed, pixels), dim=1).cpu().numpy()
+
+    def _of(self, function: Callable[[Tensor], Tensor], pixels: np.ndarray) -> Tensor:
+        images = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)  # a copy: they may be read-only
+        found = function(images)
+        return found + function(images.flip(3)) if self.flip else found
 
 
 def open_encoder(path: str | Path, *, flip: bool = True, device: str | torch.device | None = None) -> Encoder:

@@ -35,12 +35,14 @@ class ReidModel(nn.Module):
     """Backbone and head with the preprocessing inside.
 
     card: what a saved model says of itself; "architecture", "input_size" (height, width), "mean" and "std" (RGB, of
-    pixels in [0, 1]) and "num_classes" build it, the rest (recipe, data, scores, git revision) describes it.
+    pixels in [0, 1]) and "num_classes" build it, the rest (recipe, data, scores, git revision) describes it. An
+    architecture with "projection" has a matrix (features x values, projection) at its end, which nothing trains.
     weights: of the whole backbone, to start from.
     """
 
     mean: Tensor
     std: Tensor
+    projection: Tensor | None
 
     def __init__(self, card: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
         super().__init__()
@@ -59,6 +61,8 @@ class ReidModel(nn.Module):
         )
         self.register_buffer("mean", torch.tensor(card["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card["std"]).view(1, 3, 1, 1), persistent=False)
+        dimension, kept = len(self.head.names) * shape["dim"], shape.get("projection")
+        self.register_buffer("projection", torch.zeros(dimension, kept) if kept else None)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -67,7 +71,9 @@ class ReidModel(nn.Module):
 
     @property
     def dimension(self) -> int:
-        """Values of an embedding: features x values a feature."""
+        """Values of an embedding: features x values a feature, or those that a projection leaves of them."""
+        if self.projection is not None:
+            return self.projection.shape[1]
         return len(self.head.names) * self.card["architecture"]["dim"]
 
     @property
@@ -83,10 +89,11 @@ class ReidModel(nn.Module):
 
     def start_from(self, other: ReidModel, name: str) -> None:
         """Takes over every weight but the classifier's, from a model that has this one's branches and perhaps more.
+        A projection stays behind.
 
         ReidError, which calls it `name`, where it lacks a branch or differs otherwise.
         """
-        mine, theirs = (dict(m.card["architecture"]) for m in (self, other))
+        mine, theirs = ({key: m.card["architecture"][key] for key in ARCHITECTURE} for m in (self, other))
         if all(branch in theirs["branches"] for branch in mine["branches"]):
             theirs["branches"] = mine["branches"]
         if mine != theirs:
@@ -97,16 +104,33 @@ class ReidModel(nn.Module):
     def with_branches(self, parts: Sequence[int]) -> ReidModel:
         """A model of the branches with that many parts alone, without classifier; it has a fingerprint of its own.
 
-        ReidError where there is no such branch.
+        ReidError where there is no such branch, or a projection of them all.
         """
+        if self.projection is not None:
+            raise ReidError("the model ends in a projection, of all its branches: choose them of the model that it was "
+                            "made from")  # fmt: skip
         table = self.card["architecture"]["branches"]
         absent = [count for count in parts if count not in [branch[0] for branch in table]]
         if absent or not parts:
             raise ReidError(f"the model's branches are of {', '.join(str(b[0]) for b in table)} parts, not "
                             f"{', '.join(map(str, absent)) or 'none'}")  # fmt: skip
-        kept = [branch for branch in table if branch[0] in parts]
+        return self._slimmed(branches=[branch for branch in table if branch[0] in parts])
+
+    def with_projection(self, matrix: Tensor) -> ReidModel:
+        """A model whose embeddings are this one's times a matrix (D, fewer), without classifier; it has a fingerprint
+        of its own. ReidError where it ends in one already.
+        """
+        if self.projection is not None:
+            raise ReidError(f"the model ends in a projection to {self.dimension} values: give the model that it was "
+                            "made from")  # fmt: skip
+        slim = self._slimmed(projection=matrix.shape[1])
+        assert slim.projection is not None
+        slim.projection.copy_(matrix)
+        return slim
+
+    def _slimmed(self, **changes: Any) -> ReidModel:
         card = {key: value for key, value in self.card.items() if key not in ("calibration", "scores")}
-        slim = ReidModel(card | {"architecture": self.card["architecture"] | {"branches": kept}, "num_classes": 0})
+        slim = ReidModel(card | {"architecture": self.card["architecture"] | changes, "num_classes": 0})
         slim.start_from(self, "the model")
         return slim.eval()
 
@@ -124,8 +148,9 @@ class ReidModel(nn.Module):
         return self.head.features(self.normalise(pixels))[1]
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """The same pixels -> (B, F * D), not yet of unit length."""
-        return self.features(pixels).flatten(1)
+        """The same pixels -> (B, F * D), or what the projection leaves of them, not yet of unit length."""
+        vectors = self.features(pixels).flatten(1)
+        return vectors if self.projection is None else vectors @ self.projection
 
 
 def make_card(config: Config, num_classes: int) -> dict[str, Any]:

@@ -23,10 +23,13 @@ import run_reid
 from benchmarks import gallery as bench_gallery
 from benchmarks import presets as bench_presets
 from benchmarks import recipes as bench_recipes
+from benchmarks import slim
 from benchmarks import torchreid_train as peer
 from benchmarks import train as bench
 from reid import config as recipes
 from reid import tensors, torchreid_bridge
+from reid.extract import Embedder
+from reid.model import ReidModel, make_card, save_model
 from reid.types import JUNK, Splits
 
 PASSES = 40  # 24 of one epoch, 16 of a second
@@ -146,6 +149,31 @@ def test_files_of_something_else_are_left_alone(
     (tmp_path / "metrics.json").write_text("{}")
     assert peer.main(command(people, tmp_path)) == 2
     assert "holds other files" in capsys.readouterr().err and (tmp_path / "metrics.json").read_text() == "{}"
+
+
+# ---- slim.py
+
+
+def test_the_slim_table_tells_what_its_models_find(
+    people: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tiny: Callable[..., recipes.Config],
+) -> None:  # fmt: skip
+    torch.manual_seed(0)
+    model = ReidModel(make_card(tiny(), 0)).eval()
+    save_model(model, tmp_path / "model.safetensors")
+    monkeypatch.setattr(slim, "milliseconds", lambda model, seconds: 1.0)  # OpenVINO is not everywhere
+    words = ["slim.py", "--weights", tmp_path / "model.safetensors", "--dataset", "market1501", "--data-root", people,
+             "--features", tmp_path / "features", "--dims", "16", "4"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    slim.main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    rows = {tuple(line.split(" | ")[:2]): line.split(" | ") for line in lines}
+    assert list(rows) == [("| 1", "8"), ("| 1", "4"), ("| 2", "24"), ("| 2", "16"), ("| 2", "4"), ("| 1, 2", "32"),
+                          ("| 1, 2", "16"), ("| 1, 2", "4")]  # fmt: skip
+    paths = [s.path for s in [*splits.query, *splits.gallery]]
+    for key, parts in ((("| 1", "8"), [1]), (("| 1, 2", "32"), [1, 2])):
+        found = slim.score(Embedder(model.with_branches(parts), flip=False, device="cpu").embed(paths), splits)
+        assert rows[key][5:] == [str(4 * int(key[1])), f"{100 * found.rank1:.1f}", f"{100 * found.mAP:.2f} |"]
 
 
 # ---- train.py

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import datasets
 import run_reid
 from reid import export
 from reid.data import read_images
@@ -23,7 +24,8 @@ from reid.export.proof import Reference
 from reid.export.request import Request, Steps
 from reid.extract import Embedder
 from reid.gallery import Gallery
-from reid.model import ReidModel, load_model, make_card, save_model
+from reid.model import ReidModel, load_model, make_card, multiply_adds, save_model
+from reid.slim import principal_axes
 from reid.types import ReidError, Sample
 from tests.conftest import settle
 
@@ -82,6 +84,57 @@ def test_fewer_branches_are_the_first_of_the_embedding(make_model, draw):
     assert slim.fingerprint != model.fingerprint
     with pytest.raises(ReidError, match="branches are of 1, 2 parts, not 3"):
         model.with_branches([1, 3])
+
+
+@pytest.mark.parametrize("changes", [{}, {"neck": "relu", "branches": [[2, 1]]}])
+def test_a_projection_is_a_product_in_the_model_its_file_and_its_graph(make_model, draw, tmp_path, changes):
+    model = make_model(**changes)
+    pixels, matrix = draw(model.input_size), torch.randn(model.dimension, 5)
+    slim = model.with_projection(matrix)
+    expected = embedded(model, pixels) @ matrix.numpy()
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    save_model(slim, tmp_path / "slim.safetensors")
+    read = load_model(tmp_path / "slim.safetensors")
+    assert read.dimension == 5 and read.fingerprint == slim.fingerprint != model.fingerprint
+    np.testing.assert_allclose(embedded(read, pixels), expected, atol=1e-5)
+    with torch.inference_mode():
+        np.testing.assert_allclose(Deployed(read)(torch.from_numpy(pixels)), expected, atol=1e-5)
+    assert multiply_adds(read) == multiply_adds(model) + matrix.numel()
+    for change in (lambda: read.with_projection(matrix), lambda: read.with_branches([2])):
+        with pytest.raises(ReidError, match="ends in a projection"):
+            change()
+    again = make_model(seed=9, **changes)
+    again.start_from(read, "the file")  # training goes on from all but the projection
+    np.testing.assert_allclose(embedded(again, pixels), embedded(model, pixels), atol=1e-6)
+
+
+def test_principal_axes_keep_the_products_best():
+    rng = np.random.default_rng(0)
+    vectors = (rng.standard_normal((60, 12)) * np.linspace(3, 0.1, 12) + 1).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    axes = principal_axes(vectors, 4)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(4), atol=1e-5)
+    left, values, _ = np.linalg.svd(vectors)  # Eckart and Young: no matrix of rank 4 is nearer to the products
+    np.testing.assert_allclose(vectors @ axes @ axes.T @ vectors.T, (left[:, :4] * values[:4] ** 2) @ left[:, :4].T,
+                               atol=1e-5)  # fmt: skip
+
+
+def test_pack_shortens_embeddings_by_what_training_images_show(make_model, people, paths, tmp_path, capsys):
+    model = make_model(branches=[[2, 1]])
+    save_model(model, tmp_path / "model.safetensors")
+    data = ["--dataset", "market1501", "--data-root", str(people)]
+    words = ["pack", str(tmp_path / "model.safetensors"), str(tmp_path / "slim.safetensors"), "--dim", "6", *data]
+    assert run_reid.main(words) == 0
+    slim = Embedder(tmp_path / "slim.safetensors", device="cpu")
+    train = [s.path for s in datasets.read("market1501", people).train]
+    axes = principal_axes(Embedder(model, device="cpu").embed(train), 6)
+    expected = Embedder(model, device="cpu").embed(paths) @ axes
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs((slim.embed(paths) * expected).sum(1)).min() > 0.999  # half floats
+    for dim, told in ((25, "cannot be shortened"), (0, "cannot be shortened"), (-1, "cannot be shortened")):
+        words = [*words[:1], words[1], str(tmp_path / "other.safetensors"), "--dim", str(dim), *data]
+        assert run_reid.main(words) == 2 and told in capsys.readouterr().err
+    assert not (tmp_path / "other.safetensors").exists()
 
 
 # ---- a file, made once by the command

@@ -46,7 +46,8 @@ class Deployed(nn.Module):
         )
         self.reductions = nn.ModuleList(_reductions(head.reduction, head.neck))
         self.relu = head.relu_neck
-        self.network = nn.ModuleList([self.trunk, self.branches, self.reductions])
+        self.projection = _linear(model.projection.T) if model.projection is not None else nn.Identity()
+        self.network = nn.ModuleList([self.trunk, self.branches, self.reductions, self.projection])
         self.dtype = torch.float16 if half else torch.float32
         self.network.to(self.dtype)
         self.eval().requires_grad_(False)
@@ -60,7 +61,7 @@ class Deployed(nn.Module):
         """Normalised (B, 3, H, W) -> (B, D), not of unit length."""
         pooled = [x for pool, map in zip(self.pools, self.maps(images)) for x in pool(map)]
         features = torch.cat([reduce(x) for reduce, x in zip(self.reductions, pooled)], dim=1)
-        return features.relu() if self.relu else features
+        return self.projection(features.relu() if self.relu else features)
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = pixels.permute(0, 3, 1, 2)
@@ -98,16 +99,19 @@ class Stripes(nn.Module):
 
 def _reductions(weight: Tensor, neck: nn.BatchNorm1d) -> list[nn.Linear]:
     """One linear layer a feature, (F, D, C) with the neck's batch norm folded in."""
-    features, dim, channels = weight.shape
+    features, dim, _ = weight.shape
     assert neck.running_mean is not None and neck.running_var is not None
     scale = neck.weight / (neck.running_var + neck.eps).sqrt()
     bias = (neck.bias - neck.running_mean * scale).view(features, dim)
-    layers = []
-    for i, factor in enumerate(scale.view(features, dim, 1)):
-        layers.append(nn.Linear(channels, dim))
-        layers[-1].weight = nn.Parameter(weight[i] * factor)
-        layers[-1].bias = nn.Parameter(bias[i])
-    return layers
+    return [_linear(weight[i] * factor, bias[i]) for i, factor in enumerate(scale.view(features, dim, 1))]
+
+
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.contiguous())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ def cosines(model: ReidModel, crops: np.ndarray, outputs: np.ndarray | None) -> 
     """Of each crop's embedding in PyTorch and the simulator's: (N,)."""
     assert outputs is not None
     with torch.inference_mode():
-        ours = model.features(torch.from_numpy(crops.copy()).permute(0, 3, 1, 2)).flatten(1)
+        ours = model.embed(torch.from_numpy(crops.copy()).permute(0, 3, 1, 2))
     return torch.cosine_similarity(ours, torch.from_numpy(outputs).reshape(len(crops), -1).float()).numpy()
 
 
