@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from reid.gallery import exact
 from reid.gallery.codec import Codec
@@ -23,6 +24,8 @@ _FEW = 10_000  # images are searched exactly
 _TRIALS = 500  # searches that find out how many lists to look through
 _POINTS = 40  # vectors a list to learn the centres from
 _STEP = 16_384  # vectors at a time
+_ROUNDS = 10  # of k-means
+PATIENCE = 2.0  # seconds, until progress is shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +46,24 @@ class Lists:
         """pieces: the vectors of those keys, in order, some at a time."""
         import faiss
 
-        codes = np.concatenate([codec.encode(rows) for rows in pieces])
+        encoded = []
+        with tqdm(total=len(keys), desc="index: codes", unit="img", delay=PATIENCE) as bar:
+            for rows in pieces:
+                encoded.append(codec.encode(rows))
+                bar.update(len(rows))
+        codes = np.concatenate(encoded)
         count = 2 ** max(0, round(np.log2(4 * len(keys) ** 0.5)))  # lists
         count = max(1, min(count, len(keys) // _POINTS))
         chosen = np.sort(np.random.default_rng(0).permutation(len(keys))[: count * _POINTS])
-        means = faiss.Kmeans(codec.width, count, niter=10, spherical=True, seed=0, max_points_per_centroid=_POINTS,
+        means = faiss.Kmeans(codec.width, count, niter=1, spherical=True, seed=0, max_points_per_centroid=_POINTS,
                              min_points_per_centroid=1)  # fmt: skip
-        means.train(codec.decode(codes[chosen]))
+        points, centres = codec.decode(codes[chosen]), None
+        for _ in tqdm(range(_ROUNDS), desc="index: centres", unit="round", delay=PATIENCE):
+            means.train(points, init_centroids=centres)
+            centres = np.array(means.centroids)
+        assert centres is not None
         empty = np.empty(0, np.int64)
-        bare = cls(codec, np.asarray(means.centroids), np.zeros(count, np.int64), empty, codes[:0], empty)
+        bare = cls(codec, centres, np.zeros(count, np.int64), empty, codes[:0], empty)
         return bare.joined(keys, codes)
 
     @classmethod
@@ -107,8 +119,11 @@ class Lists:
         quantizer = faiss.IndexFlatIP(self.codec.width)
         quantizer.add(self.centres)
         found = [np.empty(0, np.int64)]
-        for start in range(0, len(codes), _STEP):
-            found.append(quantizer.search(self.codec.decode(codes[start : start + _STEP]), 1)[1][:, 0])
+        with tqdm(total=len(codes), desc="index: lists", unit="img", delay=PATIENCE) as bar:
+            for start in range(0, len(codes), _STEP):
+                part = codes[start : start + _STEP]
+                found.append(quantizer.search(self.codec.decode(part), 1)[1][:, 0])
+                bar.update(len(part))
         return np.concatenate(found)
 
     def tuned(self, segments: Sequence[np.ndarray], live: np.ndarray, recall: float) -> tuple[Lists, dict[int, float]]:
@@ -130,7 +145,7 @@ class Lists:
         truth = (np.cumsum(live) - 1)[places]  # their numbers in the lists
         asked, probes, reached = 1 - (1 - recall) / 10, {}, {}
         depth = 4 if recall <= 0.99 else 16
-        for top_k in TOP_K:
+        for top_k in tqdm(TOP_K, desc="index: tuning", unit="depth", delay=PATIENCE):
             k = min(top_k, limit)
             for count in (*_steps(len(self.sizes)), len(self.sizes)):
                 found = self.candidates(self.codec.project(queries), max(32, depth * k), count, None)

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
-from reid.gallery import codec, exact, learnt
+from reid.gallery import codec, exact, ivf, learnt
 from reid.gallery.codec import Codec
 from reid.gallery.coded import Coded
 from reid.gallery.ivf import Lists
@@ -102,12 +103,19 @@ def _learn_codec(gallery: FolderGallery, db: sqlite3.Connection) -> None:
     coded = _sample(parts, _TRIALS)
     queries, vectors, live = exact.take(_vectors(parts), coded), _vectors(parts), _live(parts)
     top_k = min(11, int(np.count_nonzero(live)))
-    codes = [np.concatenate([made.encode(v[s : s + _STEP]) for s in range(0, len(v), _STEP)]) for v in vectors]
-    truth, _ = exact.nearest(queries, vectors, live, top_k)
-    found, _ = Coded(made).nearest(queries, codes, live, top_k)
+    images = int(np.count_nonzero(live))
+    with tqdm(total=len(live) + images, desc="codes", unit="img", delay=ivf.PATIENCE) as bar:
+
+        def encode(rows: np.ndarray) -> np.ndarray:
+            bar.update(len(rows))
+            return made.encode(rows)
+
+        codes = [np.concatenate([encode(v[s : s + _STEP]) for s in range(0, len(v), _STEP)]) for v in vectors]
+        truth, _ = exact.nearest(queries, vectors, live, top_k)
+        found, _ = Coded(made).nearest(queries, codes, live, top_k)
+        gallery._rewrite(db, parts, encode=encode)
     agreed = [len(np.intersect1d(a[a != own], b[b != own])) / 10 for a, b, own in zip(truth, found, coded)]
-    settings = {"images": int(np.count_nonzero(live)), "bytes": made.width, "recall": min(1, float(np.mean(agreed)))}
-    gallery._rewrite(db, parts, encode=made.encode)
+    settings = {"images": images, "bytes": made.width, "recall": min(1, float(np.mean(agreed)))}
     learnt.save(gallery.path, db, CODEC, made.tensors(), settings)
 
 
