@@ -38,7 +38,7 @@ SHORT = ("warmup_epochs=1",)  # the recipe's three are for four times as many ep
 TORCHREID = "torchreid-osnet_x0_25"
 
 LADDER = (  # name, what it changes for itself and all that follow
-    ("plain", "branches=[[1,2]] neck=relu triplet=0 center=0 smoothing=0 erase=0 lr=0.05 lr_start=0.05 "
+    ("plain", "branches=[[1,2]] neck=relu triplet=0 contrast=0 center=0 smoothing=0 erase=0 lr=0.05 lr_start=0.05 "
               "lr_end=0.05 warmup_epochs=0"),
     ("branches", "branches=[[1,2],[2,1],[3,1]] lr=0.1 lr_start=0.1 lr_end=0.1"),
     ("triplet", "triplet=0.5"),
@@ -46,20 +46,22 @@ LADDER = (  # name, what it changes for itself and all that follow
     ("smoothing", "smoothing=0.1"),
     ("erasing", "erase=0.3"),
     ("bnneck", "neck=bnneck"),
-    (SHARED, "center=0.0005"),
-    ("averaging", "average_epochs=2"),
+    ("center", "center=0.0005"),
+    (SHARED, "triplet=0 center=0 contrast=0.3"),
 )  # fmt: skip
 
 BEYOND = {
+    "seed-1": "seed=1",
     "averaging": "average_epochs=2",
-    "center-0.001": "center=0.001",
-    "center-0.0002": "center=0.0002",
+    "contrast-1": "contrast=1.0",
+    "softmax": "contrast=0",
+    "circle": "contrast=0 circle=0.05",
+    "triplet-after": "contrast=0 triplet=1.0 triplet_after=true",
+    "triplet": "triplet=0.5",
+    "center": "center=0.0005",
     "no-erasing": "erase=0",
-    "no-triplet": "triplet=0",
-    "soft-margin": "margin=0",
-    "triplet-after": "triplet=1.0 triplet_after=true",
-    "circle": "triplet=0 circle=0.05",
-    "contrast": "triplet=0 contrast=0.3",
+    "erasing-0.5": "erase=0.5",
+    "no-smoothing": "smoothing=0",
     "avg": "pool=avg",
     "gem": "pool=gem",
     "jitter": "jitter=0.1",
