@@ -28,8 +28,7 @@ from torchreid.reid.utils.rerank import re_ranking
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluate import BLOCK, DISTRACTORS, GOOD, PERSONS, QUERIES, Features, peak, timed
-
+from benchmarks.evaluate import BLOCK, DISTRACTORS, GOOD, PERSONS, QUERIES, Features, peak, timed
 from reid import rerank
 
 GOAL_SECONDS, GOAL_MEMORY = 20, 10  # times torchreid's

@@ -171,7 +171,7 @@ def torchreid(
     splits: Splits, config: recipes.Config, seconds: float, device: str, *, workers: int | None = None
 ) -> Result:
     """torchreid's loader and engine on the CPU, from one batch to the next; workers as in `torchreid_train.build`."""
-    import torchreid_train
+    from benchmarks import torchreid_train
 
     batch = config.p * config.k
     engine = torchreid_train.build(

@@ -20,15 +20,17 @@ from PIL import Image
 import datasets
 import run_reid
 from benchmarks import gallery as bench_gallery
+from benchmarks import operators, slim
 from benchmarks import presets as bench_presets
 from benchmarks import recipes as bench_recipes
-from benchmarks import slim
 from benchmarks import torchreid_train as peer
 from benchmarks import train as bench
 from reid import config as recipes
 from reid import tensors, torchreid_bridge
+from reid.export import openvino
+from reid.export.request import Request
 from reid.extract import Embedder
-from reid.model import ReidModel, make_card, save_model
+from reid.model import ReidModel, make_card, multiply_adds, save_model
 from reid.types import JUNK, Splits
 
 PASSES = 40  # 24 of one epoch, 16 of a second
@@ -175,6 +177,20 @@ def test_the_slim_table_tells_what_its_models_find(
         assert rows[key][5:] == [str(4 * int(key[1])), f"{100 * found.rank1:.1f}", f"{100 * found.mAP:.2f} |"]
 
 
+# ---- operators.py
+
+
+def test_operators_hold_all_of_the_networks_arithmetic(tiny: Callable[..., recipes.Config]) -> None:
+    pytest.importorskip("openvino", reason="needs the extra: pip install -e '.[export]'")
+    model = ReidModel(make_card(tiny(), 0)).eval()
+    built = openvino.build(model, Request("openvino"), np.empty(0))
+    built.reshape([2, *model.input_size, 3])
+    kinds, whole = operators.profile(built, np.zeros((2, *model.input_size, 3), np.uint8), 1, 1)
+    assert sum(kind.multiply_adds for kind in kinds.values()) == 2 * multiply_adds(model)
+    assert {"3x3 convolution", "1x1 convolution"} < kinds.keys() and 0 < whole < math.inf
+    assert all(kind.seconds > 0 and kind.operators > 0 for kind in kinds.values())
+
+
 # ---- train.py
 
 TINY = ["p=3", "k=4", "height=64", "width=32", "branches=[[1,2]]", "dim=8", "cache=memory"]
@@ -209,7 +225,6 @@ def test_each_measurement_runs(name: str, options: dict[str, Any], splits: Split
 
 
 def test_torchreid_is_measured(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchreid_train", peer)
     seen: list[int] = []
     step = peer.Engine.forward_backward
     monkeypatch.setattr(peer.Engine, "forward_backward", lambda e, d: seen.append(len(d["pid"])) or step(e, d))
