@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import scgnet
+from reid.backbones import NPU_PIECES
 from reid.export import load, rockchip
 from reid.export.rknn import export_rknn
 from reid.export.rockchip import Compiled, compile_onnx, parse_table
@@ -60,6 +61,23 @@ def test_the_last_table_of_a_log_is_read() -> None:
     assert made.cycles_with_copies == 1600 + 20 * 65  # the median of 60 and 70 cycles a kilobyte
     with pytest.raises(ReidError, match="printed no table"):
         parse_table("E something else\n")
+
+
+def test_the_form_that_is_exported_is_the_cheapest_that_was_measured() -> None:
+    measured = json.loads((rockchip.ROOT / "docs" / "results" / "npu.json").read_text())
+    for (platform, precision), chosen in NPU_PIECES.items():
+        for name, pieces in chosen.items():
+            found = {count: measured.get(f"{name}/{count}/384x128/{platform}/{precision}") for count in range(9)}
+            cost = {count: row["with_copies"] for count, row in found.items() if row}
+            assert len(cost) > 3
+            assert pieces == min(count for count in cost if cost[count] <= 1.01 * min(cost.values()))
+
+
+def test_a_precision_that_the_chips_lack_is_refused(make_model, tmp_path: Path) -> None:
+    nothing = np.empty((0, 64, 32, 3), np.uint8)
+    with pytest.raises(ReidError, match="precision fp16 or int8, not fp32"):
+        export_rknn(make_model(), tmp_path / "model.rknn", "rk3588", "fp32", crops=nothing, calibration=nothing)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_environment_its_command_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

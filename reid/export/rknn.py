@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from reid import backbones
+from reid.export import FORMATS
 from reid.export.graph import Deployed
 from reid.export.onnx import OPSET, need, quiet
 from reid.export.rockchip import PLATFORMS, Compiled, compile_onnx, compiler
@@ -58,10 +59,12 @@ def export_rknn(
     path = Path(path)
     if path.suffix != ".rknn" or platform not in PLATFORMS:
         raise ReidError(f"a .rknn file is made for {' or '.join(PLATFORMS)}, not {path} for {platform}")
+    if precision not in FORMATS["rknn"].precisions:
+        raise ReidError(f"rknn takes the precision {' or '.join(FORMATS['rknn'].precisions)}, not {precision}")
     compiler()
     model = model.cpu().eval()
     mean, std = (tuple((255 * values).flatten().tolist()) for values in (model.mean, model.std))
-    network, pieces = backbones.for_npu(model.card["architecture"]["backbone"], Embedding(model), platform)
+    network, pieces = backbones.for_npu(model.card["architecture"]["backbone"], Embedding(model), platform, precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         onnx, file = Path(folder) / "model.onnx", Path(folder) / path.name
