@@ -327,7 +327,9 @@ def pack_command(args: argparse.Namespace) -> None:
 
     if Path(args.output).exists():
         raise ReidError(f"{args.output} exists already: delete it, or name another file")
-    model = slimmed(args, load_model(args.weights), read_data(args).train if args.dim is not None else ())
+    if (args.dim is None) != (args.dataset is None):
+        raise ReidError("--dim and --dataset go together: shorter embeddings are learnt on its training images")
+    model = slimmed(args, load_model(args.weights), read_data(args).train if args.dataset else ())
     save_model(model, args.output, classifier=False, half=True)
     if "calibration" in model.card and "calibration" not in load_model(args.output).card:
         print("the calibration was of the whole floats: calibrate what was packed", file=sys.stderr)
@@ -1036,7 +1038,7 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", metavar="MODEL", help="a trained model.safetensors")
     parser.add_argument("output", metavar="FILE", help="the file to write")
     add_slim(parser)
-    add_data(parser, "synthetic")
+    add_data(parser)
 
 
 def add_slim(parser: argparse.ArgumentParser) -> None:

@@ -134,6 +134,9 @@ def test_pack_shortens_embeddings_by_what_training_images_show(make_model, peopl
     for dim, told in ((25, "cannot be shortened"), (0, "cannot be shortened"), (-1, "cannot be shortened")):
         words = [*words[:1], words[1], str(tmp_path / "other.safetensors"), "--dim", str(dim), *data]
         assert run_reid.main(words) == 2 and told in capsys.readouterr().err
+    for lonely in (["--dim", "6"], data):  # not the drawn people, unasked
+        assert run_reid.main([*words[:2], str(tmp_path / "other.safetensors"), *lonely]) == 2
+        assert "go together" in capsys.readouterr().err
     assert not (tmp_path / "other.safetensors").exists()
 
 
