@@ -213,7 +213,7 @@ def show(best: dict[tuple[str, str, str], float], work: dict[str, int], threads:
         whole = rate(network, "OpenVINO int8", "files")
         pixels = rate(network, "OpenVINO int8")
         bound = 1 / (1 + pixels / rate(DECODING, "Pillow", "files"))
-        told = f" (at most {bound:.2f}: the same cores decode)"
+        told = f" ({bound:.2f} is left by decoding alone)"
         aim(f"from files over from pixels, int8, {network}{told}", whole / pixels, 0.85)
     whole = rate("scgnet_s", "OpenVINO int8", "end to end")
     aim("end to end over torchreid osnet_x0_25", whole / rate("osnet_x0_25", "torchreid", "end to end"), 5)
