@@ -52,20 +52,17 @@ LADDER = (  # name, what it changes for itself and all that follow
 
 BEYOND = {
     "seed-1": "seed=1",
-    "averaging": "average_epochs=2",
     "contrast-1": "contrast=1.0",
     "softmax": "contrast=0",
     "circle": "contrast=0 circle=0.05",
     "triplet": "triplet=0.5",
     "center": "center=0.0005",
     "no-erasing": "erase=0",
-    "erasing-0.5": "erase=0.5",
-    "avg": "pool=avg",
+    "averaging": "average_epochs=2",
     "gem": "pool=gem",
     "jitter": "jitter=0.1",
     "p8-k8": "p=8 k=8",
     "two-branches": "branches=[[1,2],[3,1]]",
-    "one-branch": "branches=[[1,2]] lr=0.1",
 }
 BACKBONES = ("scgnet_m", "scgnet_l", "mobilenet_v2", "shufflenet_v2_x1_5", "osnet_x0_25")
 ABLATIONS = ("scgnet_s_unshifted", "scgnet_s_uncascaded", "scgnet_s_plain")
