@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from torch import nn
 
 from reid import config as recipes
 from reid.model import ReidModel, make_card
+
+with contextlib.suppress(ImportError):
+    import pymilvus  # noqa: F401 (its import closes every log handler, absl's with the stream that pytest captures)
 
 ROOT = Path(__file__).resolve().parents[1]
 
