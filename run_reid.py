@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-da
     from reid.calibration import Calibration
     from reid.config import Config, PretrainConfig
     from reid.evaluate import Scores
+    from reid.export.proof import Proof, Reference
     from reid.export.request import Request
     from reid.extract import Embedder
     from reid.gallery import Gallery
@@ -52,7 +53,6 @@ if TYPE_CHECKING:  # torch and faiss take seconds to import: --help and check-da
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "scgnet_s.safetensors"
-SIMULATED = 16  # query crops that the simulator of Rockchip's compiler embeds: seconds each
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -358,15 +358,18 @@ def export_command(args: argparse.Namespace) -> None:
         raise ReidError(f"{output} exists already: delete it, or name another file")
     chosen = np.random.default_rng(0).permutation(len(splits.train))[: args.crops]
     crops = read_images([splits.train[i].path for i in chosen] if precision == "int8" else [], model.input_size)
-    if args.format == "rknn":
-        return compile_rknn(model, splits, output, request, args.platform, crops)
+    query, gallery = splits.query, splits.gallery
+    if args.people is not None:
+        query, gallery = of_people(query, gallery, args.people)
     known = output.with_name(f".{output.name}-proof")  # PyTorch's embeddings: an interrupted export goes on here
 
     def reference() -> Reference:
-        return Reference(model, splits.query, splits.gallery, splits.name, flip=args.flip, save=known / "model.npy",
-                         progress=True)  # fmt: skip
+        return Reference(model, query, gallery, splits.name, flip=args.flip, save=known / "model.npy", progress=True)
 
-    proof = export(model, output, request, crops=crops, reference=reference)
+    if args.format == "rknn":
+        proof = compile_rknn(model, output, request, args.platform, crops, reference)
+    else:
+        proof = export(model, output, request, crops=crops, reference=reference)
     shutil.rmtree(known, ignore_errors=True)
     print(proof.table())
     if not proof.agrees:
@@ -386,24 +389,35 @@ def slimmed(args: argparse.Namespace, model: ReidModel, train: Sequence[Sample])
     return model
 
 
+def of_people(query: Sequence[Sample], gallery: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
+    """What shows `count` people, drawn from those that both have."""
+    known = sorted({s.pid for s in query} & {s.pid for s in gallery})
+    if not 1 <= count <= len(known):
+        raise ReidError(f"--people {count}: expected 1 to {len(known)}, the people of query and gallery")
+    drawn = {known[i] for i in np.random.default_rng(0).permutation(len(known))[:count]}
+    return [s for s in query if s.pid in drawn], [s for s in gallery if s.pid in drawn]
+
+
 def compile_rknn(
-    model: ReidModel, splits: Splits, output: Path, request: Request, platform: str, calibration: np.ndarray
-) -> None:
-    """A .rknn file, and its card with the cosine to PyTorch on a few query crops, on the compiler's simulator."""
-    from reid.data import read_images
+    model: ReidModel,
+    output: Path,
+    request: Request,
+    platform: str,
+    calibration: np.ndarray,
+    reference: Callable[[], Reference],
+) -> Proof:
+    """A .rknn file, proved on the compiler's simulator."""
     from reid.export.rknn import export_rknn
 
     if request.flip or request.batch not in (None, 1):
         raise ReidError("a .rknn file takes one image a run, without its mirror image: leave --flip and --batch out")
-    crops = read_images([s.path for s in splits.query[:SIMULATED]], model.input_size)
-    card = export_rknn(model, output, platform, request.precision, crops=crops, calibration=calibration)
-    found, cpu = card["simulator"], sum(operator["target"] == "CPU" for operator in card["operators"])
+    proof, card = export_rknn(model, output, platform, request.precision, calibration=calibration, reference=reference)
+    cpu = sum(operator["target"] == "CPU" for operator in card["operators"])
     print(
-        f"{platform}, {request.precision}: cosine to PyTorch {found['cosine_mean']:.6f}, at least "
-        f"{found['cosine_min']:.6f}, on {found['crops']} crops by the compiler's simulator; estimated cycles "
-        f"{card['estimated_cycles']:,}; {len(card['operators'])} operators, {cpu} of them on the CPU"
+        f"{platform}, {request.precision}: estimated cycles {card['estimated_cycles']:,}; {len(card['operators'])} "
+        f"operators, {cpu} of them on the CPU; by the compiler's simulator, not on a board:"
     )
-    print(f"{output}: {output.stat().st_size:,} bytes; operators: {output}.json")
+    return proof
 
 
 def pretrain_command(args: argparse.Namespace) -> None:
@@ -1067,6 +1081,8 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="of rknn (default: rk3588)")
     parser.add_argument("--batch", type=batch, metavar="N|dynamic", help="images a run (default: dynamic, any number)")
     add_slim(parser)
+    parser.add_argument("--people", type=int, metavar="N", help="prove on so many of the query's people, drawn "
+                        "(default: all)")  # fmt: skip
     parser.add_argument("--flip", action="store_true", help="sum the features of image and mirror image inside, as the "
                         "other commands do with .safetensors; twice the work")  # fmt: skip
     parser.add_argument("--crops", type=int, default=256, metavar="N", help="of int8: training crops (default: 256)")

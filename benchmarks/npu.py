@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import scgnet
 from reid.config import load
 from reid.export.rknn import Embedding, write_onnx
-from reid.export.rockchip import PLATFORMS, compile_onnx
+from reid.export.rockchip import PLATFORMS, compiled
 from reid.files import write_json
 from reid.model import ReidModel, make_card
 from reid.tables import aligned_table
@@ -81,11 +81,11 @@ def measure(name: str, pieces: int, size: tuple[int, int], platform: str, precis
         file = Path(folder) / "network.onnx"
         write_onnx(in_pieces(network, pieces), size, file)
         noise = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
-        found = compile_onnx(file, Path(folder) / "network.rknn", platform, precision, calibration=noise)
-    return {
-        "cycles": found.cycles, "with_copies": found.cycles_with_copies,
-        "operators": len(found.operators), "cpu": sum(o.target == "CPU" for o in found.operators),
-    }  # fmt: skip
+        with compiled(file, Path(folder) / "network.rknn", platform, precision, calibration=noise) as found:
+            return {
+                "cycles": found.cycles, "with_copies": found.cycles_with_copies,
+                "operators": len(found.operators), "cpu": sum(o.target == "CPU" for o in found.operators),
+            }  # fmt: skip
 
 
 def main() -> None:

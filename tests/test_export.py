@@ -201,6 +201,17 @@ def test_the_proof_is_beside_it_and_in_it(made, people):
     assert not list(made.glob(".*"))
 
 
+def test_a_proof_on_some_of_the_people(made, people, tmp_path, capsys):
+    splits = datasets.read("market1501", people)
+    words = ["export", "--weights", made / "model.safetensors", "--format", "torchscript", "--people", "2", "--dataset",
+             "market1501", "--data-root", people, "--output", tmp_path / "model.torchscript"]  # fmt: skip
+    assert run_reid.main([str(word) for word in words]) == 0
+    proof = json.loads((tmp_path / "model.torchscript.json").read_text())["proof"]
+    a_person = len(splits.query) // len({s.pid for s in splits.query})
+    assert proof["queries"] == 2 * a_person
+    assert proof["gallery"] == sum(s.pid > 0 for s in splits.gallery) // 2  # and nobody else
+
+
 def test_a_gallery_takes_the_export_and_the_model_alike(made, paths, tmp_path, capsys):
     for weights, asks in (("model.onnx", "model.safetensors"), ("model.safetensors", "model.onnx")):
         folder = tmp_path / weights
@@ -378,6 +389,7 @@ def test_a_fixed_batch_is_filled_up():
     [
         (["--format", "torchscript", "--precision", "int8"], "torchscript takes the precision fp32, not int8"),
         (["--format", "onnx", "--output", "x.xml"], "a file of the format onnx ends in .onnx"),
+        (["--format", "onnx", "--people", "5"], "--people 5: expected 1 to 4, the people of query and gallery"),
         (["--format", "onnx", "--branches", "4"], "the model's branches are of 1, 2 parts, not 4"),
         (["--format", "onnx", "--output", "model.safetensors"], "exists already"),
     ],

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import datasets
 import scgnet
 from reid.backbones import NPU_PIECES
 from reid.export import load, rockchip
+from reid.export.proof import Reference
 from reid.export.rknn import export_rknn
-from reid.export.rockchip import Compiled, compile_onnx, parse_table
+from reid.export.rockchip import Compiled, compiled, parse_table
+from reid.model import NO_FLIP
 from reid.types import ReidError
 from scgnet.pieces import in_pieces
 from tests.conftest import settle
@@ -56,7 +61,7 @@ def test_the_last_table_of_a_log_is_read() -> None:
         ("InputOperator", "CPU", 0, 0), ("ConvRelu", "NPU", 900, 10), ("Concat", "NPU", 0, 20),
         ("ConvReluAdd", "NPU", 700, 10), ("OutputOperator", "CPU", 0, 5),
     ]  # fmt: skip
-    made = Compiled(operators, None, LOG)
+    made = Compiled(operators, np.array)
     assert made.cycles == 1600
     assert made.cycles_with_copies == 1600 + 20 * 65  # the median of 60 and 70 cycles a kilobyte
     with pytest.raises(ReidError, match="printed no table"):
@@ -73,29 +78,92 @@ def test_the_form_that_is_exported_is_the_cheapest_that_was_measured() -> None:
             assert pieces == min(count for count in cost if cost[count] <= 1.01 * min(cost.values()))
 
 
+def never() -> Reference:
+    raise AssertionError("asked before the file was made")
+
+
 def test_a_precision_that_the_chips_lack_is_refused(make_model, tmp_path: Path) -> None:
     nothing = np.empty((0, 64, 32, 3), np.uint8)
     with pytest.raises(ReidError, match="precision fp16 or int8, not fp32"):
-        export_rknn(make_model(), tmp_path / "model.rknn", "rk3588", "fp32", crops=nothing, calibration=nothing)
+        export_rknn(make_model(), tmp_path / "model.rknn", "rk3588", "fp32", calibration=nothing, reference=never)
     assert not list(tmp_path.iterdir())
 
 
 def test_without_the_environment_its_command_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(rockchip, "ROOT", tmp_path)
-    with pytest.raises(ReidError, match="make rknn-env"):
-        compile_onnx("a.onnx", "a.rknn", "rk3588", "fp16")
+    with pytest.raises(ReidError, match="make rknn-env"), compiled("a.onnx", "a.rknn", "rk3588", "fp16"):
+        pass
 
 
-def test_a_compiled_model_agrees_with_pytorch(make_model, tmp_path: Path) -> None:
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Rockchip's Python, played by a class that one hands the text of."""
+    python = tmp_path / ".venv-rknn" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / "rknn").mkdir()
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(rockchip, "ROOT", tmp_path)
+
+    def play(text: str) -> None:
+        head = f"class RKNN:\n    def __init__(self, verbose): print({LOG!r})\n"
+        (tmp_path / "rknn" / "api.py").write_text(f"{head}    def config(self, **_): return 0\n{text}")
+
+    return play
+
+
+BUILDS = """\
+    def load_onnx(self, model): return 0
+    def build(self, do_quantization, dataset): return 0
+    def export_rknn(self, path): return open(path, 'w').close() or 0
+    def init_runtime(self): return 0
+"""
+
+
+def test_the_simulator_is_asked_batch_after_batch(played: Callable[[str], None], tmp_path: Path) -> None:
+    """Whatever the compiler prints meanwhile."""
+    played(
+        BUILDS
+        + """\
+    def inference(self, inputs, data_format):
+        print("answered")
+        return [inputs[0].reshape(1, -1)[:, :4] / 2]
+"""
+    )
+    pixels = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
+    with compiled("a.onnx", tmp_path / "a.rknn", "rk3588", "fp16") as made:
+        assert made.cycles == 1600 and (tmp_path / "a.rknn").exists()
+        for shift in range(3):
+            found = made.simulate(pixels + np.uint8(shift))
+            assert np.array_equal(found, (pixels.reshape(2, -1)[:, :4] + shift) / np.float32(2))
+
+
+def test_a_compiler_that_fails_is_quoted(played: Callable[[str], None], tmp_path: Path) -> None:
+    played("    def load_onnx(self, model): print('E RKNN: Error: no such layer'); return -1\n")
+    refused = pytest.raises(ReidError, match="could not compile for rk3588: E RKNN: Error: no such layer")
+    with refused, compiled("a.onnx", tmp_path / "a.rknn", "rk3588", "fp16"):
+        pass
+    played(BUILDS + "    def inference(self, inputs, data_format): raise ValueError('Error: out of memory')\n")
+    with compiled("a.onnx", tmp_path / "a.rknn", "rk3588", "fp16") as made:
+        for _ in range(2):
+            with pytest.raises(ReidError, match="could not simulate for rk3588: .*out of memory"):
+                made.simulate(np.zeros((1, 4, 4, 3), np.uint8))
+
+
+def test_a_compiled_model_agrees_with_pytorch(make_model, people: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     if not (rockchip.ROOT / ".venv-rknn" / "bin" / "python").is_file():
         pytest.skip("Rockchip's compiler is not there: make rknn-env")
     model = make_model()
-    crops = np.random.default_rng(0).integers(0, 256, (2, *model.input_size, 3), dtype=np.uint8)
+    splits = datasets.read("market1501", people)
     file = tmp_path / "model.rknn"
-    card = export_rknn(model, file, "rk3588", "fp16", crops=crops, calibration=crops[:0])
+    proof, card = export_rknn(
+        model, file, "rk3588", "fp16", calibration=np.empty((0, *model.input_size, 3), np.uint8),
+        reference=lambda: Reference(model, splits.query, splits.gallery, "people"),
+    )  # fmt: skip
     assert card == json.loads((tmp_path / "model.rknn.json").read_text())
-    assert card["simulator"]["cosine_min"] > 0.9999
+    assert proof.cosine_min > 0.9999 and proof.exported.mAP == pytest.approx(proof.model.mAP, abs=1e-3)
+    assert card["proof"]["queries"] == len(splits.query) and card["fingerprint"] == model.fingerprint + NO_FLIP
     assert card["bytes"] == file.stat().st_size and card["estimated_cycles"] > 0
     with pytest.raises(ReidError, match="runs on an NPU"):
         load(file)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,15 @@ class Reference:
         self.vectors = embedder.embed(self.paths, save=save, progress=progress, desc="embedding in PyTorch")
         self.row = self._row(self.vectors, self.vectors, embedder.images_per_second)
 
-    def prove(self, encoder: Encoder) -> Proof:
-        """Embeds the same crops with another encoder and compares."""
+    def prove(self, encoder: Encoder, *, timed: bool = True) -> Proof:
+        """Embeds the same crops with another encoder and compares. timed: its speed says something of the file's."""
         n, embedder = self.count, Embedder(encoder)
         vectors = embedder.embed(self.paths, progress=self.progress, desc="embedding as exported")
         cosine = np.einsum("nd,nd->n", vectors, self.vectors, dtype=np.float64)
         return Proof(
             self.dataset, n, len(self.paths) - n, float(cosine.mean()), float(cosine.min()), self.row,
-            self._row(vectors, vectors, embedder.images_per_second), self._row(vectors, self.vectors, None),
+            self._row(vectors, vectors, embedder.images_per_second if timed else None),
+            self._row(vectors, self.vectors, None),
             hashlib.sha256(vectors.tobytes()).hexdigest()[:8],
         )  # fmt: skip
 
@@ -119,8 +120,7 @@ def export(
     """Writes the exported model to `path` and its proof beside it, to `path`.json.
 
     crops: RGB uint8 (N, H, W, 3) of training people, for int8. reference: what the model finds, asked for once the
-    file is made. The file has the model's fingerprint where its queries keep the model's scores on the model's gallery
-    (AGREES), and one of its own where they do not, so that no gallery compares the two. Raises ReidError.
+    file is made, which then has a fingerprint by it (`fingerprint_of`). Raises ReidError.
     """
     path, format = Path(path), FORMATS[request.format]
     if path.suffix != format.suffix:
@@ -138,8 +138,7 @@ def export(
         card = card_of(model, request)
         module.save(built, file, json.dumps(card))
         proof = reference().prove(Exported(file, module.load(file)))
-        if not proof.agrees:
-            card["fingerprint"] += f"-{request.format}-{request.precision}-{proof.digest}"
+        card["fingerprint"] = fingerprint_of(card, proof)
         card["export"]["proof"] = asdict(proof)
         module.save(built, file, json.dumps(card))
         parts = sorted(Path(folder).iterdir(), key=lambda part: part == file)  # the file that names others comes last
@@ -159,3 +158,10 @@ def card_of(model: ReidModel, request: Request) -> dict[str, Any]:
         "fingerprint": model.fingerprint + ("" if request.flip else NO_FLIP),
         "export": asdict(request) | {"dimension": model.dimension, "pixels": "RGB uint8 (B, height, width, 3)"},
     }
+
+
+def fingerprint_of(card: Mapping[str, Any], proof: Proof) -> str:
+    """Of an exported file: the model's where its queries keep the model's scores on the model's gallery (AGREES), and
+    one of its own where they do not, so that no gallery compares the two."""
+    own = f"-{card['export']['format']}-{card['export']['precision']}-{proof.digest}"
+    return card["fingerprint"] + ("" if proof.agrees else own)

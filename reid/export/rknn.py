@@ -1,6 +1,6 @@
 """Rockchip's .rknn files, for the NPU of an RK3588 or RK3566, made by their compiler (reid/export/rockchip.py).
 
-    made = export_rknn(load_model("model.safetensors"), "model.rknn", "rk3588", "fp16", crops=pixels, calibration=[])
+    export_rknn(load_model("model.safetensors"), "model.rknn", "rk3588", "int8", calibration=pixels, reference=...)
 
 The file takes RGB uint8 pixels and gives an embedding that is not yet of unit length: the program on the board divides.
 SCGNet's blocks are cut into as many pieces as cost least by the compiler's estimate (docs/npu.md).
@@ -8,8 +8,10 @@ SCGNet's blocks are cut into as many pieces as cost least by the compiler's esti
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from reid import backbones
-from reid.export import FORMATS
+from reid.export import FORMATS, Exported, Runtime
 from reid.export.graph import Deployed
 from reid.export.onnx import OPSET, need, quiet
-from reid.export.rockchip import PLATFORMS, Compiled, compile_onnx, compiler
+from reid.export.proof import Proof, Reference, card_of, fingerprint_of
+from reid.export.request import Request
+from reid.export.rockchip import PLATFORMS, compiled, compiler
 from reid.files import write_json
-from reid.model import NO_FLIP, ReidModel
+from reid.model import ReidModel
 from reid.types import ReidError
 
 
@@ -49,12 +53,19 @@ def write_onnx(network: nn.Module, size: tuple[int, int], path: Path) -> None:
 
 
 def export_rknn(
-    model: ReidModel, path: str | Path, platform: str, precision: str, *, crops: np.ndarray, calibration: np.ndarray
-) -> dict[str, Any]:
-    """Writes the file, and beside it, to `path`.json, its card: cosine to PyTorch on the compiler's simulator, the
-    operators with where each runs and its estimated cycles. Gives that card.
+    model: ReidModel,
+    path: str | Path,
+    platform: str,
+    precision: str,
+    *,
+    calibration: np.ndarray,
+    reference: Callable[[], Reference],
+) -> tuple[Proof, dict[str, Any]]:
+    """Writes the file, and beside it, to `path`.json, its card: what the compiler's simulator finds of the data set
+    beside PyTorch, the operators with where each runs and its estimated cycles. Gives the proof and that card.
 
-    crops: RGB uint8 (N, H, W, 3) that the simulator is asked. calibration: of training people, for int8.
+    calibration: RGB uint8 (N, H, W, 3) of training people, for int8. reference: what the model finds, asked for once
+    the file is made. Fingerprints are as in `reid.export.proof.export`.
     """
     path = Path(path)
     if path.suffix != ".rknn" or platform not in PLATFORMS:
@@ -65,34 +76,25 @@ def export_rknn(
     model = model.cpu().eval()
     mean, std = (tuple((255 * values).flatten().tolist()) for values in (model.mean, model.std))
     network, pieces = backbones.for_npu(model.card["architecture"]["backbone"], Embedding(model), platform, precision)
+    card = card_of(model, Request("rknn", precision, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         onnx, file = Path(folder) / "model.onnx", Path(folder) / path.name
         write_onnx(network, model.input_size, onnx)
-        made = compile_onnx(onnx, file, platform, precision, mean=mean, std=std, calibration=calibration, pixels=crops)
-        card = card_of(model, made, platform, precision, pieces, cosines(model, crops, made.outputs), file)
+        with compiled(onnx, file, platform, precision, mean=mean, std=std, calibration=calibration) as made:
+
+            def run(pixels: np.ndarray) -> np.ndarray:
+                rows = made.simulate(pixels)
+                return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+            proof = reference().prove(Exported(file, Runtime(run, json.dumps(card), None)), timed=False)
+        told = {
+            "fingerprint": fingerprint_of(card, proof), "input_size": list(model.input_size),
+            "dimension": model.dimension, "platform": platform, "precision": precision, "pieces": pieces,
+            "bytes": file.stat().st_size, "proof": asdict(proof), "proved_on": "the compiler's simulator",
+            "estimated_cycles": made.cycles, "estimated_cycles_with_copies": round(made.cycles_with_copies),
+            "operators": [asdict(operator) for operator in made.operators],
+        }  # fmt: skip
         os.replace(file, path)
-    write_json(path.with_name(f"{path.name}.json"), card)
-    return card
-
-
-def cosines(model: ReidModel, crops: np.ndarray, outputs: np.ndarray | None) -> np.ndarray:
-    """Of each crop's embedding in PyTorch and the simulator's: (N,)."""
-    assert outputs is not None
-    with torch.inference_mode():
-        ours = model.embed(torch.from_numpy(crops.copy()).permute(0, 3, 1, 2))
-    return torch.cosine_similarity(ours, torch.from_numpy(outputs).reshape(len(crops), -1).float()).numpy()
-
-
-def card_of(
-    model: ReidModel, made: Compiled, platform: str, precision: str, pieces: int, cosine: np.ndarray, file: Path
-) -> dict[str, Any]:
-    """A file of its own fingerprint: what its vectors find has been measured on a simulator and few crops only."""
-    return {
-        "fingerprint": f"{model.fingerprint}{NO_FLIP}-rknn-{platform}-{precision}",
-        "input_size": list(model.input_size), "dimension": model.dimension, "platform": platform,
-        "precision": precision, "pieces": pieces, "bytes": file.stat().st_size,
-        "simulator": {"crops": len(cosine), "cosine_mean": float(cosine.mean()), "cosine_min": float(cosine.min())},
-        "estimated_cycles": made.cycles, "estimated_cycles_with_copies": round(made.cycles_with_copies),
-        "operators": [asdict(operator) for operator in made.operators],
-    }  # fmt: skip
+    write_json(path.with_name(f"{path.name}.json"), told)
+    return proof, told

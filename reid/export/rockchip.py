@@ -1,15 +1,18 @@
 """Rockchip's compiler, as a subprocess in an environment of its own (`make rknn-env`), and its table of operators.
 
-made = compile_onnx("model.onnx", "model.rknn", "rk3588", "fp16")
-sum(operator.cycles for operator in made.operators)      # estimated cycles, by the compiler
+with compiled("model.onnx", "model.rknn", "rk3588", "fp16") as made:     # the file is written
+    made.cycles                                          # estimated, by the compiler
+    made.simulate(pixels)                                # RGB uint8 (B, H, W, 3) -> (B, D) float32, on its simulator
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +45,7 @@ class Operator:
 @dataclass(frozen=True)
 class Compiled:
     operators: list[Operator]
-    outputs: np.ndarray | None  # the simulator's, one row an image
-    log: str
+    simulate: Callable[[np.ndarray], np.ndarray]  # RGB uint8 (B, H, W, 3) -> (B, D) float32
 
     @property
     def cycles(self) -> int:
@@ -81,7 +83,8 @@ def parse_table(log: str) -> list[Operator]:
     ]
 
 
-def compile_onnx(
+@contextlib.contextmanager
+def compiled(
     onnx: str | Path,
     rknn: str | Path,
     platform: str,
@@ -90,31 +93,53 @@ def compile_onnx(
     mean: tuple[float, ...] = (0.0, 0.0, 0.0),
     std: tuple[float, ...] = (255.0, 255.0, 255.0),
     calibration: np.ndarray | None = None,
-    pixels: np.ndarray | None = None,
-) -> Compiled:
-    """Writes `rknn`. mean, std: of pixels in 0 .. 255, taken into the file. calibration, pixels: RGB uint8
-    (N, H, W, 3), int8's ranges and what the simulator is asked. ReidError where the compiler refuses, in its words."""
+) -> Iterator[Compiled]:
+    """Writes `rknn`, and keeps the compiler for its simulator until the block ends.
+
+    mean, std: of pixels in 0 .. 255, taken into the file. calibration: RGB uint8 (N, H, W, 3), int8's ranges.
+    ReidError where the compiler refuses, in its words.
+    """
     python = compiler()
+    if precision == "int8" and (calibration is None or not len(calibration)):
+        raise ReidError("int8 takes its ranges from training crops: none were given")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job: dict[str, Any] = {"onnx": str(Path(onnx).resolve()), "rknn": str(Path(rknn).resolve()),
                "platform": platform, "precision": precision, "mean": mean, "std": std}  # fmt: skip
-        if precision == "int8":
-            if calibration is None or not len(calibration):
-                raise ReidError("int8 takes its ranges from training crops: none were given")
+        if precision == "int8" and calibration is not None:
             job["calibration"] = [str(folder / f"{i}.npy") for i in range(len(calibration))]
             for file, image in zip(job["calibration"], calibration):
                 np.save(file, np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
-        if pixels is not None:
-            job |= {"pixels": str(folder / "pixels.npy"), "outputs": str(folder / "outputs.npy")}
-            np.save(job["pixels"], pixels)
         (folder / "job.json").write_text(json.dumps(job))
-        done = subprocess.run(  # -P: our onnx.py beside the script is not the library
-            [str(python), "-P", str(COMPILE), "job.json"], cwd=folder, text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        if done.returncode:
-            said = [line for line in done.stdout.splitlines() if "Error" in line] or done.stdout.splitlines() or [""]
-            raise ReidError(f"rknn-toolkit2 could not compile for {platform}: {said[-1].strip()[:300]}")
-        outputs = np.load(folder / "outputs.npy") if pixels is not None else None
-    return Compiled(parse_table(done.stdout), outputs, done.stdout)
+        with (folder / "log.txt").open("w") as log:
+            process = subprocess.Popen(  # -P: our onnx.py beside the script is not the library
+                [str(python), "-P", str(COMPILE), str(folder / "job.json")], cwd=folder, bufsize=0,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            )  # fmt: skip
+        said, asked = process.stdout, process.stdin
+        assert said is not None and asked is not None
+
+        def heard() -> str:
+            return (folder / "log.txt").read_text(errors="replace")
+
+        def wait_for(word: str, task: str) -> None:
+            if said.readline().strip() != word.encode():
+                process.wait()
+                lines = heard().splitlines() or [""]
+                errors = [line for line in lines if "Error" in line] or lines
+                raise ReidError(f"rknn-toolkit2 could not {task} for {platform}: {errors[-1].strip()[:300]}")
+
+        def simulate(pixels: np.ndarray) -> np.ndarray:
+            np.save(folder / "pixels.npy", pixels)
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and the log says why
+                asked.write(b"\n")
+            wait_for("answered", "simulate")
+            return np.load(folder / "outputs.npy").astype(np.float32)
+
+        with process:  # which ends when its input does
+            try:
+                wait_for("built", "compile")
+                yield Compiled(parse_table(heard()), simulate)
+            except BaseException:
+                process.kill()
+                raise
