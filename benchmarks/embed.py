@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.5, help="of one contender in one round, at least one batch")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--files", type=int, default=128, help="JPEG crops")
+    parser.add_argument("--files", type=int, default=512, help="JPEG crops")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def main() -> None:
                 contenders[backbone, runtime, "files"] = partial(embedder.embed, files), len(files)
             if runtime == "OpenVINO int8" and backbone == args.only[0]:
                 contenders[backbone, runtime, "end to end"] = partial(end_to_end, embedder, files), len(files)
-    contenders[DECODING, "Pillow", "files"] = partial(read_images, files, SIZE), len(files)
+    contenders[DECODING, "one thread", "files"] = partial(read_images, files, SIZE, threads=1), len(files)
     normalised = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     for name in PEERS:
         extract = extractor(name, args.folder)
@@ -212,7 +212,7 @@ def show(best: dict[tuple[str, str, str], float], work: dict[str, int], threads:
     for network in work:
         whole = rate(network, "OpenVINO int8", "files")
         pixels = rate(network, "OpenVINO int8")
-        bound = 1 / (1 + pixels / rate(DECODING, "Pillow", "files"))
+        bound = 1 / (1 + pixels / (threads * rate(DECODING, "one thread", "files")))
         told = f" ({bound:.2f} is left by decoding alone)"
         aim(f"from files over from pixels, int8, {network}{told}", whole / pixels, 0.85)
     whole = rate("scgnet_s", "OpenVINO int8", "end to end")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import queue
@@ -20,6 +21,7 @@ from reid.types import ReidError
 
 T = TypeVar("T")
 THREADS = min(16, os.cpu_count() or 1)
+BESIDE = max(1, THREADS // 4)  # beside a network on the same cores: more would wait for one another, and it for them
 
 
 def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
@@ -41,11 +43,14 @@ def open_image(path: str) -> Image.Image:
         raise ReidError(f"{path} is not a whole image ({error}): leave it out, or mend it") from None
 
 
-def read_images(paths: Sequence[str], size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
+def read_images(
+    paths: Sequence[str], size: tuple[int, int], out: np.ndarray | None = None, *, threads: int = THREADS
+) -> np.ndarray:
     """(N, height, width, 3) uint8, read by several threads."""
     images = np.empty((len(paths), *size, 3), np.uint8) if out is None else out
-    with ThreadPoolExecutor(THREADS) as pool:
-        for i, image in enumerate(pool.map(lambda path: read_image(path, size), paths)):
+    with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
+        read = map if pool is None else pool.map
+        for i, image in enumerate(read(lambda path: read_image(path, size), paths)):
             images[i] = image
     return images
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from reid.data import identity, prefetch, read_images
+from reid.data import BESIDE, THREADS, identity, prefetch, read_images
 from reid.encoder import Encoder, TorchEncoder, open_encoder
 from reid.files import atomic_file
 from reid.model import ReidModel
@@ -43,6 +43,8 @@ class Embedder:
         elif isinstance(source, ReidModel):
             source = TorchEncoder(source, flip=flip, device=device)
         self.encoder, self.batch_size = source, batch_size
+        on_card = isinstance(source, TorchEncoder) and source.device.type != "cpu"
+        self._readers = THREADS if on_card else BESIDE
         self._images, self._seconds = 0, 0.0
 
     @property
@@ -95,7 +97,7 @@ class Embedder:
         starts = range(start, len(paths), step)
         began = time.monotonic()
         with tqdm(total=len(paths), initial=start, desc=desc, unit="img", disable=not progress) as bar:
-            for pixels in prefetch(lambda i: read_images(paths[i : i + step], size), starts):
+            for pixels in prefetch(lambda i: read_images(paths[i : i + step], size, threads=self._readers), starts):
                 yield self.embed_pixels(pixels)
                 bar.update(len(pixels))
                 self._images += len(pixels)

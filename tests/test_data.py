@@ -79,8 +79,9 @@ def test_a_file_that_is_no_whole_image_is_named(tmp_path, paths, make, message):
     assert "\n" not in str(caught.value)
 
 
-def test_images_come_in_the_order_of_their_paths(paths):
-    images = read_images(paths, SIZE)
+@pytest.mark.parametrize("threads", [1, 5])
+def test_images_come_in_the_order_of_their_paths(paths, threads):
+    images = read_images(paths, SIZE, threads=threads)
     for image, path in zip(images, paths, strict=True):
         assert np.array_equal(image, np.asarray(Image.open(path).resize((16, 32), Image.Resampling.BILINEAR)))
 

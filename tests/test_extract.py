@@ -35,11 +35,11 @@ def reads(monkeypatch):
 
     seen = Reads()
 
-    def read(paths, size):
+    def read(paths, size, **options):
         if seen.stop_at in paths:
             raise KeyboardInterrupt
         seen.extend(paths)
-        return read_images(paths, size)
+        return read_images(paths, size, **options)
 
     monkeypatch.setattr(reid.extract, "read_images", read)
     return seen
