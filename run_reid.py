@@ -356,7 +356,7 @@ def export_command(args: argparse.Namespace) -> None:
     output = Path(args.output or f"runs/{name}{FORMATS[args.format].suffix}")
     if output.exists():
         raise ReidError(f"{output} exists already: delete it, or name another file")
-    chosen = np.random.default_rng(0).permutation(len(splits.train))[: args.crops]
+    chosen = np.random.default_rng(0).permutation(len(splits.train))[: args.crops or FORMATS[args.format].crops]
     crops = read_images([splits.train[i].path for i in chosen] if precision == "int8" else [], model.input_size)
     query, gallery = splits.query, splits.gallery
     if args.people is not None:
@@ -1085,7 +1085,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
                         "(default: all)")  # fmt: skip
     parser.add_argument("--flip", action="store_true", help="sum the features of image and mirror image inside, as the "
                         "other commands do with .safetensors; twice the work")  # fmt: skip
-    parser.add_argument("--crops", type=int, default=256, metavar="N", help="of int8: training crops (default: 256)")
+    parser.add_argument("--crops", type=int, metavar="N", help="of int8: training crops (default: 256, of rknn 32)")
     parser.add_argument("--output", metavar="FILE", help="(default: runs/WEIGHTS-PRECISION and the format's suffix)")
     add_data(parser, "synthetic")
 

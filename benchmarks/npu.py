@@ -81,7 +81,8 @@ def measure(name: str, pieces: int, size: tuple[int, int], platform: str, precis
         file = Path(folder) / "network.onnx"
         write_onnx(in_pieces(network, pieces), size, file)
         noise = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
-        with compiled(file, Path(folder) / "network.rknn", platform, precision, calibration=noise) as found:
+        file_to = Path(folder) / "network.rknn"
+        with compiled(file, file_to, platform, precision, calibration=noise, algorithm="normal") as found:
             return {
                 "cycles": found.cycles, "with_copies": found.cycles_with_copies,
                 "operators": len(found.operators), "cpu": sum(o.target == "CPU" for o in found.operators),

@@ -1,7 +1,7 @@
-"""The gallery's presets on real people among synthetic ones, beside hnswlib and usearch on the same vectors.
+"""The gallery's presets on real people among synthetic ones, beside other libraries on the same vectors.
 
     OMP_NUM_THREADS=2 python benchmarks/presets.py --data-root DIR/cuhk03-np-p1 --images 50000
-    OMP_NUM_THREADS=2 python benchmarks/presets.py --data-root DIR/cuhk03-np-p1 --images 1000000 --skip-peers   # 10 GB
+    OMP_NUM_THREADS=2 python benchmarks/presets.py --data-root DIR/cuhk03-np-p1 --images 1000000 --peers   # 10 GB
 
 Query and gallery images of CUHK03-NP-P1 are embedded (once: --features keeps them). A half of the people are searched
 for. The gallery, which holds all, is padded to --images with people made of the other half: an image of one person and
@@ -11,8 +11,8 @@ images of the other half, and as many blended ones.
 
 mAP and its loss are of the 100 nearest: precision at each match among them, over all matches. Seconds to build are
 those of set_preset, or of adding the vectors. Queries a second: --queries images at once, the median of --rounds, on
-OMP_NUM_THREADS threads. A peer looks as far as it takes to reach the recall of `large`. Needs: pip install hnswlib
-usearch.
+OMP_NUM_THREADS threads. A peer looks as far as it takes to reach the recall of `large`; Milvus Lite, embedded, searches
+exactly. Needs: pip install hnswlib usearch 'pymilvus>=3.0' 'milvus-lite>=3.2'.
 """
 
 from __future__ import annotations
@@ -158,37 +158,71 @@ def timed(search: Callable[[], Any], rounds: int) -> float:
     return statistics.median(seconds)
 
 
-def peers(vectors: np.ndarray, query: np.ndarray, true: np.ndarray, least: float, rounds: int, threads: int,
-          score: Callable[[np.ndarray], float]) -> list[Row]:  # fmt: skip
+class Peer(NamedTuple):
+    look: Callable[[int], object]  # sets how far it looks
+    search: Callable[[int], np.ndarray]  # rows of the k nearest, (Q, k)
+    size: float  # bytes an image; not a number where it does not tell
+
+
+def hnswlib_of(vectors: np.ndarray, query: np.ndarray, threads: int) -> Peer:
     import hnswlib
+
+    graph = hnswlib.Index("ip", vectors.shape[1])
+    graph.init_index(len(vectors), ef_construction=100, M=16)
+    graph.set_num_threads(threads)
+    graph.add_items(vectors)
+    size = 4 * vectors.shape[1] + 136  # the floats, and 2 M links and the label
+    return Peer(graph.set_ef, lambda k: graph.knn_query(query, k)[0].astype(np.int64), size)
+
+
+def usearch_of(vectors: np.ndarray, query: np.ndarray, threads: int) -> Peer:
     from usearch.index import Index
 
-    count, dimension = vectors.shape
-    rows = []
-    graph = hnswlib.Index("ip", dimension)
-    graph.init_index(count, ef_construction=100, M=16)
-    graph.set_num_threads(threads)
+    index = Index(ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=16, expansion_add=100)
+    index.add(np.arange(len(vectors)), vectors, threads=threads)
+
+    def search(k: int) -> np.ndarray:
+        found: np.ndarray = index.search(query, k, threads=threads).keys
+        return found.astype(np.int64)
+
+    return Peer(lambda ef: setattr(index, "expansion_search", ef), search, index.memory_usage / len(vectors))
+
+
+def milvus_lite_of(vectors: np.ndarray, query: np.ndarray, threads: int) -> Peer:
+    from pymilvus import MilvusClient
+
+    folder = tempfile.TemporaryDirectory()
+    client = MilvusClient(f"{folder.name}/peer.db")
+    client.create_collection("peer", vectors.shape[1], metric_type="IP")
+    for start in range(0, len(vectors), 1000):
+        rows = [{"id": start + n, "vector": row} for n, row in enumerate(vectors[start : start + 1000])]
+        client.insert("peer", rows)
+
+    def search(k: int, of: object = folder) -> np.ndarray:  # of: for as long as it is asked
+        return np.array([[hit["id"] for hit in hits] for hits in client.search("peer", query, limit=k)])
+
+    return Peer(lambda _: None, search, float("nan"))
+
+
+PEERS = {"hnswlib": hnswlib_of, "usearch": usearch_of, "Milvus Lite": milvus_lite_of}
+EXACT = ("Milvus Lite",)  # of its default index
+EFFORTS = (10, 20, 40, 80, 160, 320, 640)
+
+
+def measure_peer(name: str, vectors: np.ndarray, query: np.ndarray, true: np.ndarray, least: float, rounds: int,
+                 threads: int, score: Callable[[np.ndarray], float]) -> Row:  # fmt: skip
     began = time.perf_counter()
-    graph.add_items(vectors)
+    peer = PEERS[name](vectors, query, threads)
     took = time.perf_counter() - began
-    usearch = Index(ndim=dimension, metric="ip", dtype="f32", connectivity=16, expansion_add=100)
-    began = time.perf_counter()
-    usearch.add(np.arange(count), vectors, threads=threads)
-    searches: list[tuple[str, float, Callable[[int], None], Callable[[int], np.ndarray], float]] = [
-        ("hnswlib", took, graph.set_ef, lambda k: graph.knn_query(query, k)[0].astype(np.int64), 4 * dimension + 136),
-        ("usearch", time.perf_counter() - began, lambda ef: setattr(usearch, "expansion_search", ef),
-         lambda k: usearch.search(query, k, threads=threads).keys.astype(np.int64), usearch.memory_usage / count),
-    ]  # fmt: skip
-    for name, took, look, search, size in searches:
-        for effort in (10, 20, 40, 80, 160, 320, 640):
-            look(effort)
-            found = search(TOP_K)
-            if overlap(found, true) >= least:
-                break
-        rate = len(query) / timed(lambda search=search: search(TOP_K), rounds)  # type: ignore[misc]
-        look(max(effort, LONG))
-        rows.append(Row(f"{name}, ef {effort}", overlap(found, true), score(search(LONG)), size, took, rate))
-    return rows
+    for effort in EFFORTS:
+        peer.look(effort)
+        if overlap(peer.search(TOP_K), true) >= least:
+            break
+    recall = overlap(peer.search(TOP_K), true)
+    rate = len(query) / timed(lambda: peer.search(TOP_K), rounds)
+    peer.look(max(effort, LONG))
+    told = name if name in EXACT else f"{name}, ef {effort}"
+    return Row(told, recall, score(peer.search(LONG)), peer.size, took, rate)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -201,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="(default: 3)")
     parser.add_argument("--recall", type=float, default=0.99, metavar="R", help="of large (default: 0.99)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the peers (default: 2)")
-    parser.add_argument("--skip-peers", action="store_true")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="PEER", help=", ".join(PEERS))
     args = parser.parse_args(arguments)
     query, images = real(args.data_root, args.weights, args.features)
     tell_strangers(Images(*(np.concatenate(pair) for pair in zip(query, images))))
@@ -227,8 +261,8 @@ def main(arguments: list[str] | None = None) -> int:
             size = sum(f.stat().st_size for f in files) / args.images
             rows.append(Row(preset, overlap(found, true), score(gallery.search(some, LONG).keys), size, took, rate))
             print(f"{preset}: one query {1000 * one:.1f} ms; {gallery.info().learnt or ''}", flush=True)
-        if not args.skip_peers:
-            rows += peers(vectors, some, true, rows[1].recall, args.rounds, args.threads, score)
+        for name in args.peers:
+            rows.append(measure_peer(name, vectors, some, true, rows[1].recall, args.rounds, args.threads, score))
     print(f"\n{args.images:,} images, {vectors.shape[1]} dimensions, {len(some)} queries at once")
     print(f"{'':16}{'recall@10':>10}{'mAP@100':>9}{'loss':>7}{'bytes/image':>13}{'float32 /':>11}{'build s':>9}"
           f"{'queries/s':>11}{'of exact':>10}")  # fmt: skip

@@ -3,7 +3,8 @@
     python benchmarks/quantise.py --weights weights/scgnet_s.safetensors --dataset cuhk03np_detected --data-root DIR
 
 Every row is embedded anew, query and gallery, and held against PyTorch's float32: cosine of the two embeddings of a
-crop, Rank-1 and mAP of the row's own, and of its queries on PyTorch's gallery.
+crop, Rank-1 and mAP of the row's own, and of its queries on PyTorch's gallery. Those of rknn are by the compiler's
+simulator, where there is the compiler (make rknn-env).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from reid.data import read_images
 from reid.export import FORMATS
 from reid.export.proof import Reference, export
 from reid.export.request import Request, Steps
+from reid.export.rknn import export_rknn
+from reid.export.rockchip import compiler
 from reid.model import load_model
+from reid.types import ReidError
 
 LADDER = {
     "onnx fp32": Request("onnx"),
@@ -34,7 +38,11 @@ LADDER = {
     "openvino fp32": Request("openvino"),
     "openvino fp16": Request("openvino", "fp16"),
     "openvino int8": Request("openvino", "int8"),
+    "rknn fp16": Request("rknn", "fp16"),
+    "rknn int8: ranges that hold all": Request("rknn", "int8"),
+    "rknn int8: ranges of least squared error": Request("rknn", "int8"),
 }
+RKNN = {"rknn int8: ranges that hold all": "normal"}  # the compiler's algorithm, where it is not ours
 
 
 def main() -> None:
@@ -54,14 +62,24 @@ def main() -> None:
     print(f"{Path(args.weights).name}: PyTorch fp32 Rank-1 {rank1:.2f}, mAP {mean:.3f}")
     print("| | cosine, mean | least | Rank-1 | mAP | delta mAP | its queries on PyTorch's gallery |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for name, request in LADDER.items():
-        if any(word in name for word in args.only):
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / f"model{FORMATS[request.format].suffix}"
+    rows = {name: request for name, request in LADDER.items() if any(word in name for word in args.only)}
+    try:
+        compiler()
+    except ReidError as error:
+        print(f"without rknn: {error}", file=sys.stderr)
+        rows = {name: request for name, request in rows.items() if request.format != "rknn"}
+    for name, request in rows.items():
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"model{FORMATS[request.format].suffix}"
+            if request.format == "rknn":
+                few = crops[: FORMATS["rknn"].crops]
+                proof, _ = export_rknn(model, file, "rk3588", request.precision, calibration=few,
+                                       reference=lambda: reference, algorithm=RKNN.get(name, "mmse"))  # fmt: skip
+            else:
                 proof = export(model, file, request, crops=crops, reference=lambda: reference)
-            mixed = 100 * proof.mixed.mAP - mean
-            print(f"| {name} | {proof.cosine_mean:.5f} | {proof.cosine_min:.5f} | {100 * proof.exported.rank1:.2f} | "
-                  f"{100 * proof.exported.mAP:.3f} | {proof.delta:+.3f} | {mixed:+.3f} |", flush=True)  # fmt: skip
+        mixed = 100 * proof.mixed.mAP - mean
+        print(f"| {name} | {proof.cosine_mean:.5f} | {proof.cosine_min:.5f} | {100 * proof.exported.rank1:.2f} | "
+              f"{100 * proof.exported.mAP:.3f} | {proof.delta:+.3f} | {mixed:+.3f} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pymilvus  # noqa: F401 (its import closes every log handler, absl's with the stream that pytest captures)
 import pytest
 import torch
 from PIL import Image
@@ -15,9 +15,6 @@ from torch import nn
 
 from reid import config as recipes
 from reid.model import ReidModel, make_card
-
-with contextlib.suppress(ImportError):
-    import pymilvus  # noqa: F401 (its import closes every log handler, absl's with the stream that pytest captures)
 
 ROOT = Path(__file__).resolve().parents[1]
 

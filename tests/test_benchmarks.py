@@ -20,7 +20,7 @@ from PIL import Image
 import datasets
 import run_reid
 from benchmarks import gallery as bench_gallery
-from benchmarks import operators, slim
+from benchmarks import milvus, operators, slim
 from benchmarks import presets as bench_presets
 from benchmarks import recipes as bench_recipes
 from benchmarks import torchreid_train as peer
@@ -181,7 +181,6 @@ def test_the_slim_table_tells_what_its_models_find(
 
 
 def test_operators_hold_all_of_the_networks_arithmetic(tiny: Callable[..., recipes.Config]) -> None:
-    pytest.importorskip("openvino", reason="needs the extra: pip install -e '.[export]'")
     model = ReidModel(make_card(tiny(), 0)).eval()
     built = openvino.build(model, Request("openvino"), np.empty(0))
     built.reshape([2, *model.input_size, 3])
@@ -373,9 +372,11 @@ def test_the_presets_benchmark_tells_every_preset(
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     images = bench_presets.Images(rows, pids, np.arange(400) % 2 + 1)
     monkeypatch.setattr(bench_presets, "real", lambda *_: (images, images))
-    assert bench_presets.main(["--data-root", "none", "--images", "1500", "--rounds", "1", "--skip-peers"]) == 0
-    table = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
-    assert [row[0] for row in table] == ["exact", "large", "compact"]
+    words = ["--data-root", "none", "--images", "1500", "--rounds", "1", "--peers", "Milvus Lite"]
+    assert bench_presets.main(words) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[-4:]]
+    assert [row[0] for row in table] == ["exact", "large", "compact", "Milvus"]
+    assert table[3][2:4] == table[0][1:3], "Milvus Lite finds what an exact search finds"
     assert float(table[0][1]) == 1 and float(table[1][1]) > 0.95 and float(table[2][1]) > 0.9
     assert 50 < float(table[0][2]) <= 100
 
@@ -391,10 +392,6 @@ def test_mean_ap_of_lists() -> None:
 
 
 def test_the_milvus_benchmark_measures_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
-    for module in ("pymilvus", "milvus_lite"):
-        pytest.importorskip(module, reason="pip install 'pymilvus>=3.0' 'milvus-lite>=3.2'")
-    from benchmarks import milvus
-
     assert milvus.main(["--images", "300", "--dimension", "16", "--queries", "5"]) == 0
     told = capsys.readouterr().out
     assert told.count("images a second") == 2

@@ -146,8 +146,6 @@ def test_pack_shortens_embeddings_by_what_training_images_show(make_model, peopl
 @pytest.fixture(scope="module")
 def made(people, tiny, tmp_path_factory) -> Path:
     """model.safetensors, and model.onnx with its proof, with the mirror image inside, for any batch."""
-    for library in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(library, reason="exports need the extra: pip install -e '.[export]'")
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     model = ReidModel(make_card(tiny(branches=[[2, 1]]), 5))
@@ -295,7 +293,6 @@ def test_mended_biases_keep_each_layers_mean(made, paths):
 
 
 def test_openvino_holds_the_same_and_goes_into_a_gallery(made, paths, tmp_path):
-    pytest.importorskip("openvino", reason="needs openvino: pip install -e '.[export]'")
     import onnx
 
     from reid.export import openvino as module
@@ -404,7 +401,6 @@ def test_mistakes(make_model, people, tmp_path, capsys, monkeypatch, words, mess
 
 
 def test_files_that_are_no_exports(tmp_path):
-    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[export]'")
     (tmp_path / "a.onnx").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ReidError, match=r"a\.onnx is damaged or no ONNX model"):
         open_encoder(tmp_path / "a.onnx")

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +86,6 @@ def files_of(folder: Path) -> set[str]:
 
 def make_milvus(folder: Path, name: str, options: str = "", **changes: Any) -> Gallery:
     """In Milvus Lite; or on a server, as GALLERY_MILVUS=milvus://localhost:19530 names it."""
-    for module in ("pymilvus", "milvus_lite"):
-        if find_spec(module) is None:
-            pytest.skip(f"no {module} here: pip install 'pymilvus>=3.0' 'milvus-lite>=3.2'")
     server = os.environ.get("GALLERY_MILVUS")
     place = f"{server}/{name}_{os.getpid()}" if server else f"milvus+lite:{folder}/{name}.db"
     return create(place + options, **changes)

@@ -166,8 +166,6 @@ def test_another_index(tmp_path: Path) -> None:
 
 def test_another_program_has_it_open_and_then_not(tmp_path: Path) -> None:
     """What one program added before it was killed, the next one finds."""
-    for module in ("pymilvus", "milvus_lite"):
-        pytest.importorskip(module, reason="pip install 'pymilvus>=3.0' 'milvus-lite>=3.2'")
     place = f"milvus+lite:{tmp_path}/other.db"
     code = f"""
 import os, signal, sys

@@ -59,7 +59,6 @@ def test_the_example_in_python(
 
 
 def test_the_example_for_openvino(model: ReidModel, two: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("openvino", reason="needs the extra: pip install -e '.[export]'")
     request = Request("openvino")
     card = card_of(model, request)
     openvino.save(openvino.build(model, request, np.empty(0)), Path("model.xml"), json.dumps(card))

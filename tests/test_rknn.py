@@ -151,7 +151,6 @@ def test_a_compiler_that_fails_is_quoted(played: Callable[[str], None], tmp_path
 
 
 def test_a_compiled_model_agrees_with_pytorch(make_model, people: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
     if not (rockchip.ROOT / ".venv-rknn" / "bin" / "python").is_file():
         pytest.skip("Rockchip's compiler is not there: make rknn-env")
     model = make_model()

@@ -26,6 +26,7 @@ class Format(NamedTuple):
     suffix: str
     precisions: tuple[str, ...]
     encodes: bool = True  # whether `load` gives an encoder, for every command that takes --weights
+    crops: int = 256  # of training people, that int8 takes its ranges from
 
 
 FORMATS = {
@@ -34,7 +35,7 @@ FORMATS = {
     # its files hold programs, so this program writes them and never loads one that somebody hands in
     "torchscript": Format("reid.export.torchscript", ".torchscript", ("fp32",), encodes=False),
     # for an NPU, by a compiler in an environment of its own: `export_rknn` there
-    "rknn": Format("reid.export.rknn", ".rknn", ("fp16", "int8"), encodes=False),
+    "rknn": Format("reid.export.rknn", ".rknn", ("fp16", "int8"), encodes=False, crops=32),
 }
 INSTALL = "pip install 'onnx>=1.19' 'onnxscript>=0.5' 'onnxruntime>=1.22' 'openvino>=2025.3' 'nncf>=2.18'"
 

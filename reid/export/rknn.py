@@ -60,12 +60,13 @@ def export_rknn(
     *,
     calibration: np.ndarray,
     reference: Callable[[], Reference],
+    algorithm: str = "mmse",
 ) -> tuple[Proof, dict[str, Any]]:
     """Writes the file, and beside it, to `path`.json, its card: what the compiler's simulator finds of the data set
     beside PyTorch, the operators with where each runs and its estimated cycles. Gives the proof and that card.
 
-    calibration: RGB uint8 (N, H, W, 3) of training people, for int8. reference: what the model finds, asked for once
-    the file is made. Fingerprints are as in `reid.export.proof.export`.
+    calibration, algorithm: of int8, RGB uint8 (N, H, W, 3) of training people, see `compiled`. reference: what the
+    model finds, asked for once the file is made. Fingerprints are as in `reid.export.proof.export`.
     """
     path = Path(path)
     if path.suffix != ".rknn" or platform not in PLATFORMS:
@@ -81,7 +82,8 @@ def export_rknn(
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         onnx, file = Path(folder) / "model.onnx", Path(folder) / path.name
         write_onnx(network, model.input_size, onnx)
-        with compiled(onnx, file, platform, precision, mean=mean, std=std, calibration=calibration) as made:
+        ranges = {"calibration": calibration, "algorithm": algorithm}
+        with compiled(onnx, file, platform, precision, mean=mean, std=std, **ranges) as made:  # type: ignore[arg-type]
 
             def run(pixels: np.ndarray) -> np.ndarray:
                 rows = made.simulate(pixels)

@@ -3,10 +3,10 @@
     .venv-rknn/bin/python reid/export/rknn_compile.py JOB.json
 
 The job: "onnx", "platform", "precision" (fp16 or int8), "mean" and "std" of pixels in 0 .. 255, "calibration" (.npy
-files of NCHW pixels, for int8) and "rknn" (the file to write). The compiler's table of operators goes to the standard
-error. "built" on the standard output says that the file is whole. From then on a line on the standard input asks the
-simulator for pixels.npy beside the job, RGB uint8 (B, H, W, 3); "answered" says that outputs.npy, a row an image, is
-there. It ends with its input.
+files of NCHW pixels, for int8) with the "algorithm" that ranges are chosen by, and "rknn" (the file to write). The
+compiler's table of operators goes to the standard error. "built" on the standard output says that the file is whole.
+From then on a line on the standard input asks the simulator for pixels.npy beside the job, RGB uint8 (B, H, W, 3);
+"answered" says that outputs.npy, a row an image, is there. It ends with its input.
 """
 
 import ctypes
@@ -25,7 +25,8 @@ def main(path: str) -> None:
     os.dup2(2, 1)  # the compiler says all that it says on the standard output
     job, folder = json.loads(Path(path).read_text()), Path(path).parent
     rknn = RKNN(verbose=True)
-    check(rknn.config(target_platform=job["platform"], mean_values=[job["mean"]], std_values=[job["std"]]))
+    check(rknn.config(target_platform=job["platform"], mean_values=[job["mean"]], std_values=[job["std"]],
+                      quantized_algorithm=job["algorithm"]))  # fmt: skip
     check(rknn.load_onnx(model=job["onnx"]))
     listed = None
     if job["precision"] == "int8":

@@ -93,10 +93,12 @@ def compiled(
     mean: tuple[float, ...] = (0.0, 0.0, 0.0),
     std: tuple[float, ...] = (255.0, 255.0, 255.0),
     calibration: np.ndarray | None = None,
+    algorithm: str = "mmse",
 ) -> Iterator[Compiled]:
     """Writes `rknn`, and keeps the compiler for its simulator until the block ends.
 
-    mean, std: of pixels in 0 .. 255, taken into the file. calibration: RGB uint8 (N, H, W, 3), int8's ranges.
+    mean, std: of pixels in 0 .. 255, taken into the file. calibration: RGB uint8 (N, H, W, 3), whose values int8's
+    ranges are chosen by: the compiler's "normal" takes all of them, "mmse" what leaves the least squared error.
     ReidError where the compiler refuses, in its words.
     """
     python = compiler()
@@ -104,8 +106,10 @@ def compiled(
         raise ReidError("int8 takes its ranges from training crops: none were given")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job: dict[str, Any] = {"onnx": str(Path(onnx).resolve()), "rknn": str(Path(rknn).resolve()),
-               "platform": platform, "precision": precision, "mean": mean, "std": std}  # fmt: skip
+        job: dict[str, Any] = {
+            "onnx": str(Path(onnx).resolve()), "rknn": str(Path(rknn).resolve()), "platform": platform,
+            "precision": precision, "algorithm": algorithm, "mean": mean, "std": std,
+        }  # fmt: skip
         if precision == "int8" and calibration is not None:
             job["calibration"] = [str(folder / f"{i}.npy") for i in range(len(calibration))]
             for file, image in zip(job["calibration"], calibration):
