@@ -36,7 +36,9 @@ def open_image(path: str) -> Image.Image:
     """RGB, upright. ReidError names a file that cannot be read as a whole image."""
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")  # telephones say which way is up beside the pixels
+            ImageOps.exif_transpose(image, in_place=True)  # telephones say which way is up beside the pixels
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except FileNotFoundError:
         raise ReidError(f"no image at {path}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
