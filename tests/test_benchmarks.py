@@ -376,7 +376,7 @@ def test_the_presets_benchmark_tells_every_preset(
     assert bench_presets.main(words) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()[-4:]]
     assert [row[0] for row in table] == ["exact", "large", "compact", "Milvus"]
-    assert table[3][2:4] == table[0][1:3], "Milvus Lite finds what an exact search finds"
+    assert float(table[3][4]) > 0.95  # Milvus Lite, ef N
     assert float(table[0][1]) == 1 and float(table[1][1]) > 0.95 and float(table[2][1]) > 0.9
     assert 50 < float(table[0][2]) <= 100
 
