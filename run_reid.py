@@ -356,7 +356,8 @@ def export_command(args: argparse.Namespace) -> None:
     output = Path(args.output or f"runs/{name}{FORMATS[args.format].suffix}")
     if output.exists():
         raise ReidError(f"{output} exists already: delete it, or name another file")
-    chosen = np.random.default_rng(0).permutation(len(splits.train))[: args.crops or FORMATS[args.format].crops]
+    count = FORMATS[args.format].crops if args.crops is None else args.crops
+    chosen = np.random.default_rng(0).permutation(len(splits.train))[:count]
     crops = read_images([splits.train[i].path for i in chosen] if precision == "int8" else [], model.input_size)
     query, gallery = splits.query, splits.gallery
     if args.people is not None:

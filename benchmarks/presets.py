@@ -210,7 +210,7 @@ def milvus_lite_of(vectors: np.ndarray, query: np.ndarray, threads: int, folder:
 
 
 PEERS = {"hnswlib": hnswlib_of, "usearch": usearch_of, "Milvus Lite": milvus_lite_of}
-EFFORTS = (10, 20, 40, 80, 160, 320, 640)
+EFFORTS = (10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120)
 
 
 def measure_peer(name: str, vectors: np.ndarray, query: np.ndarray, true: np.ndarray, least: float, rounds: int,

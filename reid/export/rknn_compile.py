@@ -19,10 +19,10 @@ import numpy as np
 
 
 def main(path: str) -> None:
-    from rknn.api import RKNN  # in that environment alone
-
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the compiler says all that it says on the standard output
+    from rknn.api import RKNN  # in that environment alone
+
     job, folder = json.loads(Path(path).read_text()), Path(path).parent
     rknn = RKNN(verbose=True)
     check(rknn.config(target_platform=job["platform"], mean_values=[job["mean"]], std_values=[job["std"]],
