@@ -82,8 +82,9 @@ def export_rknn(
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         onnx, file = Path(folder) / "model.onnx", Path(folder) / path.name
         write_onnx(network, model.input_size, onnx)
-        ranges = {"calibration": calibration, "algorithm": algorithm}
-        with compiled(onnx, file, platform, precision, mean=mean, std=std, **ranges) as made:  # type: ignore[arg-type]
+        with compiled(
+            onnx, file, platform, precision, mean=mean, std=std, calibration=calibration, algorithm=algorithm
+        ) as made:
 
             def run(pixels: np.ndarray) -> np.ndarray:
                 rows = made.simulate(pixels)

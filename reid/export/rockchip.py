@@ -102,7 +102,8 @@ def compiled(
     ReidError where the compiler refuses, in its words.
     """
     python = compiler()
-    if precision == "int8" and (calibration is None or not len(calibration)):
+    crops = calibration if precision == "int8" and calibration is not None else ()
+    if precision == "int8" and not len(crops):
         raise ReidError("int8 takes its ranges from training crops: none were given")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -110,10 +111,9 @@ def compiled(
             "onnx": str(Path(onnx).resolve()), "rknn": str(Path(rknn).resolve()), "platform": platform,
             "precision": precision, "algorithm": algorithm, "mean": mean, "std": std,
         }  # fmt: skip
-        if precision == "int8" and calibration is not None:
-            job["calibration"] = [str(folder / f"{i}.npy") for i in range(len(calibration))]
-            for file, image in zip(job["calibration"], calibration):
-                np.save(file, np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
+        job["calibration"] = [str(folder / f"{i}.npy") for i in range(len(crops))]
+        for file, image in zip(job["calibration"], crops):
+            np.save(file, np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
         (folder / "job.json").write_text(json.dumps(job))
         with (folder / "log.txt").open("w") as log:
             process = subprocess.Popen(  # -P: our onnx.py beside the script is not the library
