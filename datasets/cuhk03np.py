@@ -31,7 +31,7 @@ def _layout(variant: str, train: parse.Count, query: parse.Count, gallery: parse
     return parse.Layout(
         name=f"cuhk03np_{variant}",
         folders=(variant, *(f"{parent}/{variant}" for parent in _PARENTS)),
-        pattern=re.compile(r"(?P<pid>\d{4})_c(?P<camid>\d)_\d+\.(?i:jpg|jpeg|png)"),
+        pattern=re.compile(r"(?P<pid>\d{4})_c(?P<camid>\d)_\d+"),
         grammar="PPPP_cC_NN.png (person 0001-1467, camera 1-2; .jpg or .png)",
         pids=(1, 1467),
         cameras=2,
@@ -68,7 +68,7 @@ def read(variant: str, root: Path) -> Splits:
     Where there is none but cuhk-03.mat and the split file, makes `cuhk03-np/VARIANT` beside cuhk-03.mat first.
     """
     layout, root = LAYOUTS[variant], parse.absolute(root)
-    found = parse.first_with_splits(root / folder for folder in layout.folders)
+    found = parse.first_with_splits(path for path in parse.candidates(root, layout.folders) if path != root)
     if found is None and parse.first_with_splits([root]):
         if root.name == OTHER[variant]:
             raise ReidError(

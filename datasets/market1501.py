@@ -22,7 +22,7 @@ LAYOUT = parse.Layout(
         "market-1501",
         "market1501/Market-1501-v15.09.15",
     ),
-    pattern=re.compile(r"(?P<pid>\d{4}|-1)_c(?P<camid>\d)s\d_\d{6}_\d{2}\.(?i:jpg|jpeg|png)"),
+    pattern=re.compile(r"(?P<pid>\d{4}|-1)_c(?P<camid>\d)s\d_\d{6}_\d{2}"),
     grammar="PPPP_cCsS_FFFFFF_BB.jpg (person 0001-1501, 0000 a distractor, -1 junk; camera 1-6; .jpg or .png)",
     pids=(-1, 1501),
     cameras=6,

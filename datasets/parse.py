@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from reid.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 
+_SUFFIXES = re.compile(r"(\.(jpe?g|png|bmp|webp|tiff?))+$", re.IGNORECASE)  # once, or as in Market-1501 twice: .jpg.jpg
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
@@ -34,7 +35,7 @@ class Layout:
 
     name: str  # key of datasets.DATASETS
     folders: tuple[str, ...]  # names it goes by under a parent folder, besides being the root itself
-    pattern: re.Pattern[str]  # of a whole file name; groups pid and camid
+    pattern: re.Pattern[str]  # of a file name without its suffix; groups pid and camid
     grammar: str  # the same for a reader's eye
     pids: tuple[int, int]  # first and last that a name may hold
     cameras: int  # 1 to this
@@ -70,8 +71,7 @@ def read(layout: Layout, root: str | os.PathLike[str]) -> Splits:
     Raises ReidError where a folder is missing or empty, or a name does not fit. Counts never stop a read: they set
     `official_split` and `warnings`.
     """
-    candidates = [absolute(root) / folder for folder in ("", *layout.folders)]
-    found = first_with_splits(candidates)
+    found = first_with_splits(candidates(root, layout.folders))
     if found is None:
         raise not_found(layout, root)
     return read_found(layout, found)
@@ -116,6 +116,16 @@ def compare(splits: Splits, official: Mapping[str, Count]) -> list[str]:
     return [f"not the official split: {', '.join(parts)}" for parts in kinds.values() if parts]
 
 
+def candidates(root: str | os.PathLike[str], folders: Sequence[str]) -> Iterator[Path]:
+    """Where a data set may lie: at `root`, in one of `folders` under it, or, as unpacked archives have it, in one of
+    them in another of them."""
+    top = absolute(root)
+    yield top
+    for outer in ("", *folders):
+        for inner in folders:
+            yield top / outer / inner
+
+
 def first_with_splits(candidates: Iterable[Path]) -> Path | None:
     """The first folder that holds bounding_box_train/ or bounding_box_test/."""
     for candidate in candidates:
@@ -142,6 +152,11 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower().endswith(".db")
 
 
+def is_image(name: str) -> bool:
+    """Whether a file name says that it is an image: archives hold a readme.txt or Thumbs.db among them, too."""
+    return not is_ignored(name) and _SUFFIXES.search(name) is not None
+
+
 def some(names: Sequence[str], shown: int = 3) -> str:
     """The first few names, and how many more there are.
 
@@ -154,13 +169,13 @@ def some(names: Sequence[str], shown: int = 3) -> str:
 
 def read_folder(layout: Layout, folder: Path) -> list[Sample]:
     """The images of one folder by their names. ReidError where it is missing or empty, or a name does not fit."""
-    names = sorted(name for name in os.listdir(folder) if not is_ignored(name)) if folder.is_dir() else []
+    names = sorted(name for name in os.listdir(folder) if is_image(name)) if folder.is_dir() else []
     if not names:
         what = "is empty" if folder.is_dir() else "is missing"
         raise ReidError(f"{layout.name}: expected images in {folder}, which {what}; {layout.obtain}")
     samples, misfits = [], []
     for name in names:
-        match = layout.pattern.fullmatch(name)
+        match = layout.pattern.fullmatch(_SUFFIXES.sub("", name))
         pid, camid = (int(match["pid"]), int(match["camid"])) if match else (0, 0)
         if match and layout.pids[0] <= pid <= layout.pids[1] and 1 <= camid <= layout.cameras:
             samples.append(Sample(str(folder / name), pid, camid))

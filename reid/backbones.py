@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import scgnet
+from reid.efficientnet_lite import EfficientNetLite0
 from reid.types import ReidError
 from scgnet.pieces import in_pieces
 
@@ -55,6 +56,12 @@ def _cut_scgnet(net: Any, last_stride: int) -> Parts:
 def _cut_mobilenet_v2(net: Any, last_stride: int) -> Parts:
     _set_stride(last_stride, net.features[14].conv[1][0])
     return net.features[:8], net.features[8:]
+
+
+def _cut_efficientnet_lite(net: Any, last_stride: int) -> Parts:
+    first = net.blocks[11]
+    _set_stride(last_stride, first.layers[first.depthwise])
+    return nn.Sequential(net.stem, *net.blocks[:6]), nn.Sequential(*net.blocks[6:], net.last)
 
 
 def _cut_shufflenet_v2(net: Any, last_stride: int) -> Parts:
@@ -118,6 +125,7 @@ BACKBONES: dict[str, Backbone] = {
     "scgnet_s_uncascaded": Backbone(partial(scgnet.scgnet_s, cascade=False), _cut_scgnet, 1024),
     "scgnet_s_plain": Backbone(partial(scgnet.scgnet_s, cascade=False, shift="none"), _cut_scgnet, 1024),
     "mobilenet_v2": Backbone(_torchvision(tv.mobilenet_v2, "classifier"), _cut_mobilenet_v2, 1280),
+    "efficientnet_lite0": Backbone(EfficientNetLite0, _cut_efficientnet_lite, 1280),
     "shufflenet_v2_x1_5": Backbone(_torchvision(tv.shufflenet_v2_x1_5, "fc"), _cut_shufflenet_v2, 1024),
     "resnet50": Backbone(_torchvision(tv.resnet50, "fc"), _cut_resnet50, 2048),
     "osnet_x1_0": Backbone(_osnet("osnet_x1_0"), _cut_osnet, 512, stride=16),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reid import export
+from reid.memory import keep_freed_memory
 from reid.model import NO_FLIP, ReidModel, load_model
 from reid.types import ReidError
 
@@ -50,6 +51,8 @@ class TorchEncoder:
 
     def __init__(self, model: ReidModel, *, flip: bool = True, device: str | torch.device | None = None) -> None:
         self.device = device if isinstance(device, torch.device) else pick_device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.flip = flip
 

@@ -26,6 +26,7 @@ from reid import distributed, tensors
 from reid.data import prefetch
 from reid.distributed import World
 from reid.files import remove_partial, write_text
+from reid.memory import keep_freed_memory
 from reid.types import ReidError
 
 CHECKPOINT_SECONDS = 60.0
@@ -107,6 +108,8 @@ class Training(ABC):
     def ready(self, precision: str, *, synchronise: bool) -> None:
         """To be called when model and optimiser are there: resumes, and joins the processes' models."""
         self.amp = amp_type(precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
         self.trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         if self.world.first:
