@@ -20,15 +20,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
-from reid.cluster import DISTANCE, K1, K2, MIN_IMAGES, agreement, cluster
-from reid.evaluate import evaluate
-from reid.expansion import expand_gallery, expand_queries
-from reid.extract import Embedder
-from reid.model import load_model
-from reid.protocol import COSINE
-from reid.rerank import jaccard
-from reid.tables import aligned_table
-from reid.types import ReidError
+from reid.core.tables import aligned_table
+from reid.core.types import ReidError
+from reid.models.embedder import Embedder
+from reid.models.model import load_model
+from reid.retrieval.cluster import DISTANCE, K1, K2, MIN_IMAGES, agreement, cluster
+from reid.retrieval.evaluate import evaluate
+from reid.retrieval.expansion import expand_gallery, expand_queries
+from reid.retrieval.protocol import COSINE
+from reid.retrieval.rerank import jaccard
 
 CLUSTERS = tuple(product((10, 15, 20, 30), (1, 4, 6), (0.4, 0.5, 0.55, 0.6, 0.65, 0.7), (2, 3, 4)))
 EXPANSIONS = tuple(product((1, 2, 3, 5, 8), (0.0, 1.0, 3.0, 5.0), (False, True)))

@@ -27,18 +27,18 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reid import config as recipes
-from reid.data import read_images
-from reid.encoder import TorchEncoder
+from reid.core.tables import aligned_table
 from reid.export import FORMATS, Exported, load, module_of, openvino
 from reid.export import onnx as onnx_format
 from reid.export.graph import Deployed
 from reid.export.proof import card_of
 from reid.export.request import Request
-from reid.extract import Embedder
 from reid.gallery import Gallery
-from reid.model import ReidModel, make_card, multiply_adds
-from reid.tables import aligned_table
+from reid.models.embedder import Embedder
+from reid.models.encoder import TorchEncoder
+from reid.models.model import ReidModel, make_card, multiply_adds
+from reid.training import config as recipes
+from reid.training.data import read_images
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BACKBONES = ("scgnet_s", "scgnet_m", "scgnet_l", "mobilenet_v2", "shufflenet_v2_x1_5", "resnet50")
@@ -101,7 +101,7 @@ class Bfloat16:
 
 def extractor(name: str, folder: Path) -> Any:
     """torchreid's FeatureExtractor; it would download weights where no file of them is given."""
-    from reid.torchreid_bridge import _torchreid
+    from reid.models.torchreid import _torchreid
 
     weights = folder / f"{name}.pth"
     network = getattr(_torchreid("models.osnet"), name)(num_classes=1, pretrained=False)

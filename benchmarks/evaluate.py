@@ -30,9 +30,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reid import torchreid_bridge
-from reid.evaluate import Scores, evaluate
-from reid.types import JUNK
+from reid.core.types import JUNK
+from reid.models import torchreid
+from reid.retrieval.evaluate import Scores, evaluate
 
 QUERIES, GOOD, DISTRACTORS, JUNKS, PERSONS, CAMERAS = 3368, 13115, 2798, 3819, 750, 6
 DIRECTIONS = 100
@@ -136,13 +136,13 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
 
     contenders: dict[str, tuple[Callable[[], Any], float]] = {  # with what its time is multiplied
         "bare float32 product": (lambda: product(query, gallery), 1),
-        "reid.evaluate": (ours, 1),
+        "reid.retrieval.evaluate": (ours, 1),
     }
     if not args.distractors:
         rest = gallery[kept]
 
         def torchreids() -> tuple[np.ndarray, float]:
-            return torchreid_bridge.evaluate_rank(-(query[few] @ rest.T), *small)
+            return torchreid.evaluate_rank(-(query[few] @ rest.T), *small)
 
         contenders["torchreid, Python"] = (torchreids, QUERIES / FEW)
         contenders["argsort"] = (lambda: by_argsort(query[few], rest, *small), QUERIES / FEW)

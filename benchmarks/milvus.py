@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reid.gallery import Filter, Gallery
-from reid.gallery.milvus import MilvusGallery
+from reid.gallery.milvus.gallery import MilvusGallery
 
 CAMERAS, CROPS, TOP_K = 8, 20, 10  # crops a person
 _STEP = 20_000  # images added at a time

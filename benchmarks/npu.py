@@ -27,12 +27,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import scgnet
-from reid.config import load
+from reid.core.files import write_json
+from reid.core.tables import aligned_table
 from reid.export.rknn import Embedding, write_onnx
 from reid.export.rockchip import PLATFORMS, compiled
-from reid.files import write_json
-from reid.model import ReidModel, make_card
-from reid.tables import aligned_table
+from reid.models.model import ReidModel, make_card
+from reid.training.config import load
 from scgnet.pieces import in_pieces
 
 IMAGENET: dict[str, Callable[[], nn.Module]] = {

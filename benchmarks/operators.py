@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.embed import BACKBONES, SIZE, exported, make
-from reid.tables import aligned_table
+from reid.core.tables import aligned_table
 
 PRECISIONS = ("fp32", "int8")
 BATCH = 32

@@ -19,14 +19,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
-from reid.data import read_images
+from reid.core.types import ReidError
 from reid.export import FORMATS
 from reid.export.proof import Reference, export
 from reid.export.request import Request, Steps
 from reid.export.rknn import export_rknn
 from reid.export.rockchip import compiler
-from reid.model import load_model
-from reid.types import ReidError
+from reid.models.model import load_model
+from reid.training.data import read_images
 
 LADDER = {
     "onnx fp32": Request("onnx"),

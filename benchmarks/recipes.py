@@ -25,11 +25,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
-from reid import config as recipes
-from reid.compare import as_markdown, compare, read_results
-from reid.files import write_text
-from reid.sampler import pk_batches
-from reid.types import ReidError
+from reid.core.files import write_text
+from reid.core.types import ReidError
+from reid.report.compare import as_markdown, compare, read_results
+from reid.training import config as recipes
+from reid.training.sampler import pk_batches
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "configs/cuhk03np_small.yaml"

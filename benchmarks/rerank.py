@@ -29,7 +29,7 @@ from torchreid.reid.utils.rerank import re_ranking
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.evaluate import BLOCK, DISTRACTORS, GOOD, PERSONS, QUERIES, Features, peak, timed
-from reid import rerank
+from reid.retrieval import rerank
 
 GOAL_SECONDS, GOAL_MEMORY = 20, 10  # times torchreid's
 
@@ -99,7 +99,7 @@ def measure(args: argparse.Namespace, query: np.ndarray, gallery: np.ndarray) ->
     def theirs() -> None:
         expected[:] = [torchreids(query, gallery)]
 
-    contenders = {"reid.rerank": ours}
+    contenders = {"reid.retrieval.rerank": ours}
     if not args.distractors:
         contenders["torchreid"] = theirs
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -109,12 +109,12 @@ def measure(args: argparse.Namespace, query: np.ndarray, gallery: np.ndarray) ->
     print(f"{len(query)} x {len(gallery)} x {args.dimension}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads")
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     if args.distractors:
-        print(f"reid.rerank {medians['reid.rerank']:9.1f} s")
+        print(f"reid.retrieval.rerank {medians['reid.retrieval.rerank']:9.1f} s")
     else:
         memory = {name: peak(run) for name, run in contenders.items()}
         for name in contenders:
             print(f"{name:12}{medians[name]:9.2f} s   {memory[name]:7.0f} MiB")
-        faster, smaller = (of["torchreid"] / of["reid.rerank"] for of in (medians, memory))
+        faster, smaller = (of["torchreid"] / of["reid.retrieval.rerank"] for of in (medians, memory))
         print(f"{faster:.1f} times faster, goal {GOAL_SECONDS}; {smaller:.1f} times smaller, goal {GOAL_MEMORY}")
         difference = np.abs(final_distance(query, gallery, bonus[0]) - expected[0])
         print(

@@ -26,14 +26,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
-from reid.evaluate import Scores, evaluate
+from reid.core.types import Splits
 from reid.export import Exported, openvino
 from reid.export.proof import card_of
 from reid.export.request import Request
-from reid.extract import Embedder
-from reid.model import ReidModel, load_model, multiply_adds
-from reid.slim import principal_axes
-from reid.types import Splits
+from reid.models.embedder import Embedder
+from reid.models.model import ReidModel, load_model, multiply_adds
+from reid.models.projection import principal_axes
+from reid.retrieval.evaluate import Scores, evaluate
 
 DIMS = (1024, 512, 256, 128, 64)
 

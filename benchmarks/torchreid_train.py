@@ -36,13 +36,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
 from datasets.doctor import find_bad
-from reid import tensors
-from reid.data import identity
-from reid.evaluate import evaluate
-from reid.files import write_text
-from reid.model import git_revision
-from reid.report import RunFacts, metrics, metrics_text, summary_table
-from reid.types import ReidError, Sample, Splits
+from reid.core.files import write_text
+from reid.core.types import ReidError, Sample, Splits
+from reid.models import checkpoint
+from reid.models.model import git_revision
+from reid.report.markdown import RunFacts, metrics, metrics_text, summary_table
+from reid.retrieval.evaluate import evaluate
+from reid.training.data import identity
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Cython evaluation")
@@ -212,12 +212,12 @@ def _checkpoint(engine: Engine, file: Path, text: dict[str, Any]) -> None:
     for index, values in optimizer["state"].items():
         state |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     schedule = {"groups": optimizer["param_groups"], "scheduler": engine.scheduler.state_dict()}
-    tensors.write(file, KIND, state, {**text, **schedule})
+    checkpoint.write(file, KIND, state, {**text, **schedule})
 
 
 def _resume(engine: Engine, file: Path, of: dict[str, Any]) -> tuple[int, float]:
     """(epochs done, seconds)."""
-    state, text = tensors.read(file, KIND)
+    state, text = checkpoint.read(file, KIND)
     changed = [key for key, value in of.items() if text["of"].get(key) != value]
     if changed:
         told = ", ".join(f"{key} {text['of'].get(key)!r} there, {of[key]!r} now" for key in changed)
@@ -282,7 +282,7 @@ def run(args: argparse.Namespace, command: str) -> None:
         backbone=f"torchreid {SETTINGS['backbone']}",
         parameters=sum(p.numel() for name, p in engine.model.named_parameters() if not name.startswith("classifier.")),
         input_size=(args.height, args.width),
-        fingerprint=tensors.digest(weights)[:16],
+        fingerprint=checkpoint.digest(weights)[:16],
         embed_images_per_second=speed,
         multiply_adds=multiply_adds(engine, args.height, args.width),
         train_seconds=seconds,

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=2 python benchmarks/train.py --dataset cuhk03np_detected --data-root DIR
 
 limit     forward, backward and optimiser step on one batch in memory: MGN on SCGNet-S by configs/cuhk03np_small.yaml.
-loop      reid.train.train on the same images, after an epoch of warm-up, as a share of the limit. Reading and decoding
+loop      reid.training.train.train on the same images, after an epoch of warm-up, as a share of the limit. Reading and decoding
           every image, which it does once, is spread over the epochs of the recipe. Without the recipe's watching.
-peer      torchreid's ImageTripletEngine with OSNet x0.25, against reid.train.train with that network and no MGN, on
+peer      torchreid's ImageTripletEngine with OSNet x0.25, against reid.training.train.train with that network and no MGN, on
           the same images at 256x128, decoding included on both sides. torchreid's first batches, in which its workers
           start, are left out. Memory is the peak of the training process; torchreid's workers are not counted.
 variants  of the limit, each beside the plain one of the same round.
@@ -35,8 +35,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
-from reid import config as recipes
-from reid.types import ReidError, Splits
+from reid.core.types import ReidError, Splits
+from reid.training import config as recipes
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "cuhk03np_small.yaml"
 SIZES = ((192, 64), (256, 128))
@@ -75,12 +75,12 @@ def limit(
     import numpy as np
     import torch
 
-    from reid import distributed
-    from reid.data import read_images
-    from reid.loop import amp_type
-    from reid.model import ReidModel, make_card
-    from reid.sampler import pk_batches
-    from reid.train import make_loss, make_optimizer
+    from reid.models.model import ReidModel, make_card
+    from reid.training import distributed
+    from reid.training.data import read_images
+    from reid.training.loop import amp_type
+    from reid.training.sampler import pk_batches
+    from reid.training.train import make_loss, make_optimizer
 
     world = distributed.join()
     classes, all_labels = np.unique([sample.pid for sample in splits.train], return_inverse=True)
@@ -140,7 +140,7 @@ def loop(splits: Splits, config: recipes.Config, seconds: float, device: str, *,
 
     data_wait: share of the time in which it waited for data.
     """
-    from reid.train import train
+    from reid.training.train import train
 
     epochs = 1 + max(1, math.ceil(seconds * rate / len(splits.train)))
     short = dataclasses.replace(config, epochs=epochs, watch_epochs=0)
@@ -153,7 +153,7 @@ def loop(splits: Splits, config: recipes.Config, seconds: float, device: str, *,
 
 def decode(splits: Splits, config: recipes.Config, seconds: float, device: str) -> Result:
     """Reading, decoding and resizing every training image once, whatever `seconds` and `device` say."""
-    from reid.data import load_pixels
+    from reid.training.data import load_pixels
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -282,7 +282,7 @@ def peer_section(bench: Bench) -> None:
     for _ in range(bench.args.rounds):
         theirs.append(bench.measure("torchreid", OSNET))
         ours.append(bench.measure("loop", OSNET, rate=theirs[-1]["images_per_second"]))
-    for name, results in (("torchreid, OSNet x0.25", theirs), ("reid.train, OSNet x0.25", ours)):
+    for name, results in (("torchreid, OSNet x0.25", theirs), ("reid.training.train, OSNet x0.25", ours)):
         print(f"{line(name, results)}  {middle(results, 'peak_mib'):6.0f} MiB")
     rate, told = with_decoding(bench, ours, OSNET)
     times = rate / middle(theirs)

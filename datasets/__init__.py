@@ -15,9 +15,13 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasets import cuhk03np, dukemtmc, folder, market1501, parse
-from reid.types import DISTRACTOR, ReidError, Sample, Splits
+from reid.core.types import DISTRACTOR, ReidError, Sample, Splits
+
+if TYPE_CHECKING:
+    from datasets.doctor import Report
 
 
 def _read_synthetic(root: Path) -> Splits:
@@ -74,3 +78,10 @@ def multi_query(splits: Splits) -> list[Sample]:
     if layout and layout.more and (folder := Path(splits.root) / layout.more["multi_query"]).is_dir():
         samples = parse.read_folder(layout, folder)
     return sorted(sample for sample in samples if (sample.pid, sample.camid) in asked)
+
+
+def examine(splits: Splits) -> Report:
+    """What the data doctor finds wrong with what `read` gave; see `datasets.doctor`."""
+    from datasets import doctor  # not above: it reads pictures
+
+    return doctor.examine(splits)

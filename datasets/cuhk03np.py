@@ -18,8 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets import parse
-from reid.files import atomic_folder
-from reid.types import ReidError, Splits
+from reid.core.files import atomic_folder
+from reid.core.types import ReidError, Splits
 
 _PARENTS = ("cuhk03-np", "CUHK03-NP", "cuhk03_np", "cuhk03np", "cuhk03")  # names of the folder of both variants
 _RELEASE = ("", "cuhk03_release", "cuhk03", "cuhk03/cuhk03_release")  # where cuhk-03.mat lies under a root

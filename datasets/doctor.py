@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets import OFFICIAL, cuhk03np, parse
-from reid.types import JUNK, ReidError, Sample, Splits
+from reid.core.types import JUNK, ReidError, Sample, Splits
 
 SMALL = (16, 32)  # width, height in pixels under which a crop shows a person no more (chosen)
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # never EPS and the like, which run programs

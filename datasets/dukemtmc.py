@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from datasets import parse
-from reid.types import Splits
+from reid.core.types import Splits
 
 WITHDRAWN = (
     "DukeMTMC-reID was withdrawn by its authors in 2019 over consent; "

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import parse
-from reid.types import ReidError, Sample, Splits
+from reid.core.types import ReidError, Sample, Splits
 
 SPLITS = tuple(parse.FOLDERS)
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from datasets import parse
-from reid.types import Splits
+from reid.core.types import Splits
 
 LAYOUT = parse.Layout(
     name="market1501",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reid.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
+from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 
 _SUFFIXES = re.compile(r"(\.(jpe?g|png|bmp|webp|tiff?))+$", re.IGNORECASE)  # once, or as in Market-1501 twice: .jpg.jpg
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}

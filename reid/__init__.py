@@ -1,25 +1,40 @@
-"""Person re-identification: train, embed, evaluate, search. Imports torch only when a name that needs it is used.
+"""Person re-identification: train, embed, evaluate, search.
 
 >>> import reid
 >>> embedder = reid.Embedder("model.safetensors")       # doctest: +SKIP
->>> features = embedder.embed(["a.jpg", "b.jpg"])        # doctest: +SKIP
+>>> features = embedder.embed(["a.jpg", "b.jpg"])        # (2, D) float32 of unit length  # doctest: +SKIP
+>>> scores = reid.evaluate(query, gallery, ids, gallery_ids, cameras, gallery_cameras)    # doctest: +SKIP
+
+What needs torch or faiss is imported when its name is first used.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from reid.gallery import Gallery as Gallery
+    from reid.models.embedder import Embedder as Embedder
+    from reid.models.model import load_model as load_model
+    from reid.models.model import save_model as save_model
+    from reid.retrieval.evaluate import evaluate as evaluate
+    from reid.retrieval.rerank import rerank as rerank
 
-_HOME = {"load_model": "reid.model", "save_model": "reid.model", "Embedder": "reid.extract"}
-_MODULES = ("evaluate", "gallery", "train")
-__all__ = ["Embedder", "evaluate", "gallery", "load_model", "save_model", "train"]
+__version__ = "0.2.0"
+
+_HOME = {
+    "Embedder": "reid.models.embedder",
+    "Gallery": "reid.gallery",
+    "evaluate": "reid.retrieval.evaluate",
+    "load_model": "reid.models.model",
+    "rerank": "reid.retrieval.rerank",
+    "save_model": "reid.models.model",
+}
+__all__ = ["Embedder", "Gallery", "evaluate", "load_model", "rerank", "save_model"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"reid.{name}")
-    raise AttributeError(f"module 'reid' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'reid' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from reid import config as recipes
-from reid.model import ReidModel, make_card
+from reid.models.model import ReidModel, make_card
+from reid.training import config as recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 

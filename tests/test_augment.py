@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reid.augment import augment, augment_on, draw, erasing_box, joined, restyled
+from reid.training.augment import augment, augment_on, draw, erasing_box, joined, restyled
 
 SIZE = (32, 16)
 FILL = (124, 116, 104)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import mgn
 import scgnet
-from reid import backbones
-from reid.backbones import BACKBONES, Source, read_pretrained
-from reid.model import ReidModel, make_card, multiply_adds
-from reid.torchreid_bridge import osnet
-from reid.types import ReidError
+from reid.core.types import ReidError
+from reid.models import backbones
+from reid.models.backbones import BACKBONES, Source, read_pretrained
+from reid.models.model import ReidModel, make_card, multiply_adds
+from reid.models.torchreid import osnet
 from tests.conftest import settle
 
 

@@ -25,13 +25,13 @@ from benchmarks import presets as bench_presets
 from benchmarks import recipes as bench_recipes
 from benchmarks import torchreid_train as peer
 from benchmarks import train as bench
-from reid import config as recipes
-from reid import tensors, torchreid_bridge
+from reid.core.types import JUNK, Splits
 from reid.export import openvino
 from reid.export.request import Request
-from reid.extract import Embedder
-from reid.model import ReidModel, make_card, multiply_adds, save_model
-from reid.types import JUNK, Splits
+from reid.models import checkpoint, torchreid
+from reid.models.embedder import Embedder
+from reid.models.model import ReidModel, make_card, multiply_adds, save_model
+from reid.training import config as recipes
 
 PASSES = 40  # 24 of one epoch, 16 of a second
 
@@ -55,7 +55,7 @@ def finished(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
-    state, _ = tensors.read(output / "checkpoint.safetensors", peer.KIND)
+    state, _ = checkpoint.read(output / "checkpoint.safetensors", peer.KIND)
     return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
 
 
@@ -63,7 +63,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 def test_scores_are_those_of_the_saved_weights_by_torchreids_own_evaluation(finished: Path, splits: Splits) -> None:
-    network = torchreid_bridge.osnet("osnet_x0_25").eval()
+    network = torchreid.osnet("osnet_x0_25").eval()
     saved = {k: v for k, v in weights(finished).items() if not k.startswith("classifier.")}
     missing = network.load_state_dict(saved, strict=False)
     assert set(missing.missing_keys) == {"classifier.weight", "classifier.bias"} and not missing.unexpected_keys
@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_saved_weights_by_torchreids_own_evaluation(fini
 
     gallery = [sample for sample in splits.gallery if sample.pid != JUNK]
     ids = [np.array([s[i] for s in part]) for i in (1, 2) for part in (splits.query, gallery)]
-    cmc, mean_ap = torchreid_bridge.evaluate_rank(-features(splits.query) @ features(gallery).T, *ids)
+    cmc, mean_ap = torchreid.evaluate_rank(-features(splits.query) @ features(gallery).T, *ids)
     said = json.loads((finished / "metrics.json").read_text())
     assert said["mAP"] == pytest.approx(mean_ap, abs=1e-6) and said["rank1"] == pytest.approx(cmc[0], abs=1e-6)
     assert said["parameters"] == sum(p.numel() for k, p in network.named_parameters() if "classifier" not in k)

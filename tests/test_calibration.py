@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import reid.calibration
-from reid.calibration import Calibration, achieved, calibrate, check, expected_calibration_error
-from reid.types import JUNK, ReidError
+import reid.retrieval.calibration
+from reid.core.types import JUNK, ReidError
+from reid.retrieval.calibration import Calibration, achieved, calibrate, check, expected_calibration_error
 
 IMAGES = 4  # of a person, 2 from each of two cameras
 Images = tuple[np.ndarray, np.ndarray, np.ndarray]  # features, pids, camids
@@ -143,13 +143,13 @@ def test_probability_is_that_of_balanced_pairs(learnt: Calibration, method: str)
 
 
 def test_calibration_error_is_of_people_not_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = reid.calibration._pairs, []
+    real, asked = reid.retrieval.calibration._pairs, []
 
     def recorded(features: np.ndarray, pids: np.ndarray, *rest: Any) -> tuple[np.ndarray, np.ndarray]:
         asked.append((set(pids.tolist()), *real(features, pids, *rest)))
         return asked[-1][1:]
 
-    monkeypatch.setattr(reid.calibration, "_pairs", recorded)
+    monkeypatch.setattr(reid.retrieval.calibration, "_pairs", recorded)
     found = learn(drawn(10, 100))
     (fitted, _, _), (checked, scores, same) = asked
     assert len(fitted) == len(checked) == 50 and not fitted & checked
@@ -179,8 +179,8 @@ def test_seed_and_nobody() -> None:
 
 
 def test_many_images_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reid.calibration, "_SEARCHES", 300)
-    monkeypatch.setattr(reid.calibration, "_PAIRS", 50)
+    monkeypatch.setattr(reid.retrieval.calibration, "_SEARCHES", 300)
+    monkeypatch.setattr(reid.retrieval.calibration, "_PAIRS", 50)
     few = learn(drawn(0, 400))
     assert (few.searches, few.images, few.identities) == (300, 1600, 400)
     whole = learn(drawn(13, 400))

@@ -17,14 +17,16 @@ from PIL import Image
 import datasets
 import run_reid
 from datasets import synthetic
-from reid.calibration import Calibration
-from reid.evaluate import evaluate
-from reid.expansion import expand_gallery, expand_queries
-from reid.extract import Embedder
+from reid import cli
+from reid.cli import runs, train
 from reid.gallery import Gallery
-from reid.model import load_model
-from reid.protocol import pool_queries
-from reid.rerank import rerank
+from reid.models.embedder import Embedder
+from reid.models.model import load_model
+from reid.retrieval.calibration import Calibration
+from reid.retrieval.evaluate import evaluate
+from reid.retrieval.expansion import expand_gallery, expand_queries
+from reid.retrieval.protocol import pool_queries
+from reid.retrieval.rerank import rerank
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 FAST = ["--set", "backbone=scgnet_s", "height=64", "width=32", "pad=4", "p=6", "k=2", "epochs=2", "warmup_epochs=1",
@@ -136,10 +138,10 @@ def test_it_goes_on_where_it_was(
     root: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--data-root", str(root), "--output", str(tmp_path / "run"), *FAST]
-    import reid.train
+    import reid.training.train
 
-    whole = reid.train.train
-    monkeypatch.setattr(reid.train, "train", lambda *a, **k: whole(*a, **k, stop_after=3))
+    whole = reid.training.train.train
+    monkeypatch.setattr(reid.training.train, "train", lambda *a, **k: whole(*a, **k, stop_after=3))
     assert run_reid.main(words) == 130
     assert "stopped after step 3 of" in capsys.readouterr().err
     monkeypatch.undo()
@@ -382,7 +384,7 @@ def test_index_folders_then_search(
 def test_without_weights_the_small_model_of_the_program_is_used_and_named(
     run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_reid, "DEFAULT_WEIGHTS", run / "model.safetensors")
+    monkeypatch.setattr(runs, "DEFAULT_WEIGHTS", run / "model.safetensors")
     query = next((root / "synthetic/query").iterdir())
     assert run_reid.main(["index", str(root / "synthetic/query"), "--gallery", str(tmp_path / "people")]) == 0
     assert capsys.readouterr().err.startswith("model: weights/model.safetensors, since no --weights is given\n")
@@ -455,7 +457,7 @@ def test_own_images_as_a_csv(run: Path, root: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/metrics.json").read_text())["dataset"] == "folder"
 
 
-@pytest.mark.parametrize("command", [None, *run_reid.COMMANDS])
+@pytest.mark.parametrize("command", [None, *cli.COMMANDS])
 def test_help_of_each_command(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run_reid.main([*([command] if command else []), "--help"])
@@ -467,7 +469,7 @@ def test_help_of_each_command(command: str | None, capsys: pytest.CaptureFixture
 
 def test_every_data_set_has_a_recipe() -> None:
     for name in datasets.DATASETS:
-        assert (run_reid.CONFIGS / f"{name}.yaml").exists()
+        assert (train.CONFIGS / f"{name}.yaml").exists()
 
 
 # ---- wrong input: one clear line, exit code 2, nothing harmed
@@ -582,7 +584,7 @@ def test_a_full_disk_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "x"))
 
-    monkeypatch.setattr("reid.files._sync", full)
+    monkeypatch.setattr("reid.core.files._sync", full)
     line = refused(capsys, "--data-root", root, "--output", tmp_path / "out", *FAST)
     assert "No space left on device" in line
     assert not list(tmp_path.rglob("*.partial"))

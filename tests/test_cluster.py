@@ -7,8 +7,8 @@ import pytest
 from scipy.sparse import csr_array
 from sklearn.metrics import rand_score
 
-from reid.cluster import NOBODY, agreement, cluster
-from reid.types import ReidError
+from reid.core.types import ReidError
+from reid.retrieval.cluster import NOBODY, agreement, cluster
 
 
 def test_groups_are_what_is_chained_by_enough_neighbours() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reid.bootstrap import RESAMPLES, draw_people, intervals
-from reid.compare import MEASURES, PAIRED, Compared, as_markdown, as_text, compare, read_results
-from reid.evaluate import evaluate
-from reid.report import RunFacts, metrics, metrics_text
-from reid.types import ReidError, Sample, Splits
+from reid.core.types import ReidError, Sample, Splits
+from reid.report.compare import MEASURES, PAIRED, Compared, as_markdown, as_text, compare, read_results
+from reid.report.markdown import RunFacts, metrics, metrics_text
+from reid.retrieval.bootstrap import RESAMPLES, draw_people, intervals
+from reid.retrieval.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = 30
@@ -290,6 +290,6 @@ def test_bytes_that_are_no_text_can_be_printed(keep: Callable[..., Path]) -> Non
 
 
 def test_it_starts_without_torch_and_matplotlib() -> None:
-    code = "import sys, run_reid, reid.compare; print({'torch', 'matplotlib', 'faiss'} & set(sys.modules))"
+    code = "import sys, run_reid, reid.report.compare; print({'torch', 'matplotlib', 'faiss'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60, capture_output=True, text=True)
     assert run.stdout.strip() == "set()"

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import yaml
 
-from reid import config as recipes
-from reid.config import Config, PretrainConfig
-from reid.types import ReidError
+from reid.core.types import ReidError
+from reid.training import config as recipes
+from reid.training.config import Config, PretrainConfig
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))

@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from reid import config as recipes
-from reid import distributed
-from reid.distributed import World
-from reid.extract import Embedder
-from reid.loop import Interrupted
-from reid.model import ReidModel, load_model
-from reid.train import train
-from reid.types import Sample
+from reid.core.types import Sample
+from reid.models.embedder import Embedder
+from reid.models.model import ReidModel, load_model
+from reid.training import config as recipes
+from reid.training import distributed
+from reid.training.distributed import World
+from reid.training.loop import Interrupted
+from reid.training.train import train
 
 pytestmark = pytest.mark.cuda
 
@@ -92,8 +92,8 @@ def test_nccl_carries_gradients(make_model: Callable[..., ReidModel], alone: Wor
 
 
 def test_a_card_that_is_not_there_is_refused() -> None:
-    from reid.encoder import pick_device
-    from reid.types import ReidError
+    from reid.core.types import ReidError
+    from reid.models.encoder import pick_device
 
     with pytest.raises(ReidError, match="cannot be used"):
         pick_device("cuda:99")

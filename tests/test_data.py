@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid.data import identity, load_pixels, prefetch, read_image, read_images
-from reid.types import ReidError
+from reid.core.types import ReidError
+from reid.training.data import identity, load_pixels, prefetch, read_image, read_images
 
 SIZE = (32, 16)
 
@@ -112,7 +112,7 @@ def test_memory_and_disk_hold_the_same(tmp_path, copies):
 def test_auto_goes_to_disk_where_memory_is_short(tmp_path, copies, monkeypatch):
     size = len(copies) * 32 * 16 * 3
     for free, where in ((4 * size, np.ndarray), (4 * size - 4, np.memmap)):
-        monkeypatch.setattr("reid.data._free_memory", lambda free=free: free)
+        monkeypatch.setattr("reid.training.data._free_memory", lambda free=free: free)
         assert type(load_pixels(copies, SIZE, cache="auto", folder=tmp_path, progress=False)) is where
 
 
@@ -124,7 +124,7 @@ def test_the_file_is_used_again_until_an_image_changes(tmp_path, copies, monkeyp
 
     first = load()
     with monkeypatch.context() as patch:
-        patch.setattr("reid.data.read_image", lambda *_: pytest.fail("read again"))
+        patch.setattr("reid.training.data.read_image", lambda *_: pytest.fail("read again"))
         assert np.array_equal(load(), first)
     Image.fromarray(np.zeros((64, 32, 3), np.uint8)).save(copies[2])
     changed = load()
@@ -169,7 +169,7 @@ def test_an_error_leaves_no_half_file(tmp_path, copies, monkeypatch, error):
         def interrupted(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("reid.data.read_images", interrupted)
+        monkeypatch.setattr("reid.training.data.read_images", interrupted)
     with pytest.raises(error):
         load_pixels(copies, SIZE, cache="disk", folder=folder, progress=False)
     assert not list(folder.iterdir())

@@ -14,7 +14,7 @@ from PIL import Image
 
 import datasets
 from datasets import cuhk03np, folder, parse
-from reid.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
+from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real images are not here: {REAL}")

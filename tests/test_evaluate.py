@@ -14,10 +14,10 @@ from PIL import Image
 from scipy.sparse import csr_array
 from sklearn.metrics import average_precision_score
 
-import reid.evaluate
-from reid import torchreid_bridge
-from reid.evaluate import Scores, evaluate
-from reid.types import DISTRACTOR, JUNK, ReidError
+import reid.retrieval.evaluate
+from reid.core.types import DISTRACTOR, JUNK, ReidError
+from reid.models import torchreid
+from reid.retrieval.evaluate import Scores, evaluate
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cuhk03-np-p1" / "detected"
 MEANS = ("rank1", "rank5", "rank10", "mAP", "mAP_trapezoid", "mINP")
@@ -184,7 +184,7 @@ def compare_with_torchreid(case: tuple[np.ndarray, ...], max_rank: int) -> None:
     scores = evaluate(*case)
     kept = g_pids != JUNK  # torchreid does not know junk
     distances = -(query.astype(np.float64) @ gallery[kept].T.astype(np.float64))
-    cmc, mean_ap = torchreid_bridge.evaluate_rank(distances, q_pids, g_pids[kept], q_camids, g_camids[kept], max_rank)
+    cmc, mean_ap = torchreid.evaluate_rank(distances, q_pids, g_pids[kept], q_camids, g_camids[kept], max_rank)
     assert scores.mAP == pytest.approx(mean_ap, abs=1e-9)
     assert np.allclose(scores.cmc[:max_rank], cmc, atol=1e-6)  # torchreid's CMC is float32
 
@@ -252,7 +252,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.1 < expected.mAP < 0.9
     assert_identical(expected, evaluate(*case, block=1))
     assert_identical(expected, evaluate(*case, block=33))
-    monkeypatch.setattr(reid.evaluate, "_STEP", 57)
+    monkeypatch.setattr(reid.retrieval.evaluate, "_STEP", 57)
     assert_identical(expected, evaluate(*case, block=64))
 
 
@@ -327,7 +327,7 @@ def test_torchreid_is_quiet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     monkeypatch.delitem(sys.modules, "torchreid.reid.metrics.rank", raising=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        torchreid_bridge.evaluate_rank(-np.eye(2), np.array([1, 2]), np.array([1, 2]), np.zeros(2), np.ones(2))
+        torchreid.evaluate_rank(-np.eye(2), np.array([1, 2]), np.array([1, 2]), np.zeros(2), np.ones(2))
     assert (caught, *capfd.readouterr()) == ([], "", "")
 
 
@@ -335,9 +335,9 @@ def test_missing_torchreid_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "torchreid.reid.models.osnet", None)
     monkeypatch.setitem(sys.modules, "torchreid.reid.models", None)
     with pytest.raises(ReidError, match=r"pip install torchreid==0\.2\.5 opencv-python-headless"):
-        torchreid_bridge.osnet("osnet_x1_0")
+        torchreid.osnet("osnet_x1_0")
 
 
 def test_unknown_osnet_lists_the_names() -> None:
     with pytest.raises(ReidError, match="osnet_x1_0, osnet_x0_25"):
-        torchreid_bridge.osnet("osnet")
+        torchreid.osnet("osnet")

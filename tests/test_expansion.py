@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-import reid.expansion
-from reid.evaluate import evaluate
-from reid.expansion import expand_gallery, expand_queries
-from reid.types import ReidError
+import reid.retrieval.expansion
+from reid.core.types import ReidError
+from reid.retrieval.evaluate import evaluate
+from reid.retrieval.expansion import expand_gallery, expand_queries
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ def by_loops(query: np.ndarray, gallery: np.ndarray, k: int, alpha: float, *, it
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("k", [1, 5, 60])  # of 40: some lie on the other side
 def test_equals_loops(k: int, alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reid.expansion, "_STEP", 7)
+    monkeypatch.setattr(reid.retrieval.expansion, "_STEP", 7)
     rng = np.random.default_rng(0)
     query, gallery = unit(rng.standard_normal((9, 16))), unit(rng.standard_normal((40, 16)))
     found = expand_queries(query, gallery, k=k, alpha=alpha)

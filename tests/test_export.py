@@ -16,17 +16,17 @@ from torch import nn
 import datasets
 import run_reid
 from reid import export
-from reid.data import read_images
-from reid.encoder import TorchEncoder, open_encoder
+from reid.core.types import ReidError, Sample
 from reid.export import Exported, Runtime
 from reid.export.graph import Deployed
 from reid.export.proof import Reference
 from reid.export.request import Request, Steps
-from reid.extract import Embedder
 from reid.gallery import Gallery
-from reid.model import ReidModel, load_model, make_card, multiply_adds, save_model
-from reid.slim import principal_axes
-from reid.types import ReidError, Sample
+from reid.models.embedder import Embedder
+from reid.models.encoder import TorchEncoder, open_encoder
+from reid.models.model import ReidModel, load_model, make_card, multiply_adds, save_model
+from reid.models.projection import principal_axes
+from reid.training.data import read_images
 from tests.conftest import settle
 
 # what Rockchip's tool chain and its like are known to take; nothing that looks values up by index

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import reid
-import reid.extract
-from reid.data import read_images
-from reid.encoder import pick_device
-from reid.extract import Embedder
-from reid.types import ReidError
+import reid.models.embedder
+from reid.core.types import ReidError
+from reid.models.embedder import Embedder
+from reid.models.encoder import pick_device
+from reid.training.data import read_images
 
 BATCH = 4
 
@@ -41,7 +41,7 @@ def reads(monkeypatch):
         seen.extend(paths)
         return read_images(paths, size, **options)
 
-    monkeypatch.setattr(reid.extract, "read_images", read)
+    monkeypatch.setattr(reid.models.embedder, "read_images", read)
     return seen
 
 

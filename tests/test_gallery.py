@@ -17,23 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import reid.gallery.store
-from reid.evaluate import evaluate
-from reid.gallery import (
-    Entry,
-    Filter,
-    Gallery,
-    check,
-    export,
-    fuse,
-    hash_file,
-    parse_age,
-    parse_time,
-    repair,
-    to_faiss,
-)
-from reid.gallery.store import FolderGallery
-from reid.types import JUNK, ReidError
+import reid.gallery.folder.gallery
+from reid.core.types import JUNK, ReidError
+from reid.gallery import Entry, Filter, Gallery, check, export, fuse, hash_file, parse_age, parse_time, repair, to_faiss
+from reid.gallery.folder.gallery import FolderGallery
+from reid.retrieval.evaluate import evaluate
 from tests.forks import Child, Forks
 
 DIMENSION = 16
@@ -161,8 +149,8 @@ def test_an_answer_does_not_depend_on_how_it_was_asked(tmp_path: Path, monkeypat
     assert (gallery.search(queries, 5, filter=everything).keys == -1).all()
     for q in range(6):
         assert np.array_equal(gallery.search(queries[q : q + 1], 50).keys[0], keys[q])
-    monkeypatch.setattr("reid.gallery.exact._PRODUCT", 1)
-    monkeypatch.setattr("reid.gallery.exact._QUERIES", 4)
+    monkeypatch.setattr("reid.retrieval.knn._PRODUCT", 1)
+    monkeypatch.setattr("reid.retrieval.knn._QUERIES", 4)
     assert np.array_equal(gallery.search(queries, 50).keys, keys)
     gallery.compact()
     assert np.array_equal(gallery.search(queries, 50).keys, keys)
@@ -579,14 +567,14 @@ def test_readers_follow_and_a_block_sees_one_state(tmp_path: Path) -> None:
 def test_old_files_serve_who_has_them_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that has read what it will search goes on while the files are swept away."""
     gallery = filled(tmp_path / "g")
-    whole = reid.gallery.exact.nearest
+    whole = reid.retrieval.knn.nearest
 
     def overtaken(*arguments: Any) -> Any:
         Gallery.open(tmp_path / "g").remove(Filter(after=5))
         assert files_of(tmp_path / "g") == {"manifest.json", "gallery.sqlite", "vectors-000002.npy"}
         return whole(*arguments)
 
-    monkeypatch.setattr("reid.gallery.exact.nearest", overtaken)
+    monkeypatch.setattr("reid.retrieval.knn.nearest", overtaken)
     assert sorted(gallery.search(random_unit(1), 20).keys[0]) == list(range(20))
     monkeypatch.undo()
     assert (gallery.search(random_unit(1), 20).keys[0] >= 0).sum() == 5
@@ -802,7 +790,7 @@ def test_killed_at_every_fifth_step(tmp_path: Path, forks: Forks) -> None:
 
 FULL_DISK = """
 import resource, signal
-from reid.types import ReidError
+from reid.core.types import ReidError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
@@ -837,7 +825,7 @@ def test_a_failed_addition_is_forgotten(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("reid.files._sync", fail)
+        patch.setattr("reid.core.files._sync", fail)
         with pytest.raises(ReidError, match=r"nothing was changed \(No space left"):
             gallery.add(random_unit(3, seed=3), ["x.jpg", "y.jpg", "z.jpg"])
     assert_searches(gallery)

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import run_reid
-from reid.extract import Embedder
 from reid.gallery import Entry, Filter, Gallery, fuse, hash_file, parse_time
-from reid.model import ReidModel, load_model, save_model
-from reid.rerank import rerank
+from reid.models.embedder import Embedder
+from reid.models.model import ReidModel, load_model, save_model
+from reid.retrieval.rerank import rerank
 from tests.test_cli import refused
 from tests.test_gallery import make_milvus
 
@@ -286,7 +286,7 @@ def test_presets(
     capsys.readouterr()
     assert done("gallery", "preset", gallery.path, "large", "--recall", 0.9) == 0
     assert "large begins with 1,000" in capsys.readouterr().out
-    monkeypatch.setattr("reid.gallery.codec.LEAST", 20)
+    monkeypatch.setattr("reid.gallery.index.sq8.LEAST", 20)
     before = gallery.search(gallery.vectors([3]), 5).keys
     assert done("gallery", "preset", gallery.path, "compact") == 0
     assert "kind codec, images 24, bytes 32" in capsys.readouterr().out

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reid.core.types import ReidError
 from reid.gallery import Filter, Gallery, check, export, repair
-from reid.types import ReidError
 from tests.forks import Forks
 from tests.test_gallery import KILLS, WRITING, create, files_of, flip, kill, random_unit, unit
 
@@ -37,9 +37,9 @@ def recall(found: np.ndarray, true: np.ndarray) -> float:
 
 @pytest.fixture(autouse=True)
 def _lists_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reid.gallery.ivf._FEW", 50)
-    monkeypatch.setattr("reid.gallery.ivf._TRIALS", 100)
-    monkeypatch.setattr("reid.gallery.ivf.TOP_K", (10,))
+    monkeypatch.setattr("reid.gallery.index.ivf._FEW", 50)
+    monkeypatch.setattr("reid.gallery.index.ivf._TRIALS", 100)
+    monkeypatch.setattr("reid.gallery.index.ivf.TOP_K", (10,))
 
 
 def built(path: Path, preset: str, count: int = COUNT) -> Gallery:
@@ -150,15 +150,15 @@ def test_a_small_gallery_is_searched_exactly_until_it_has_grown(tmp_path: Path, 
 
 @pytest.mark.parametrize("preset", ["compact", "large"])
 def test_forgetting_and_expiring_reach_codes(tmp_path: Path, preset: str) -> None:
-    from reid.gallery import learnt
+    from reid.gallery.folder import quantizers
 
     gallery = built(tmp_path / "g", preset, 1500)
 
     def codes() -> tuple[Any, np.ndarray]:
         with gallery.reading() as db:
-            named = learnt.named(db)
+            named = quantizers.named(db)
             assert named is not None
-            what: Any = learnt.load(gallery.path, named)
+            what: Any = quantizers.load(gallery.path, named)
         if preset == "large":
             return what.codec, what.codes
         return what, np.load(next(gallery.path.glob("vectors-*")))
@@ -208,8 +208,8 @@ def forks() -> Iterator[Forks]:
 
 
 TURNS = """
-import reid.gallery.codec, reid.gallery.ivf
-reid.gallery.codec.LEAST, reid.gallery.ivf.TOP_K, reid.gallery.ivf._TRIALS = 20, (10,), 20
+import reid.gallery.index.sq8, reid.gallery.index.ivf
+reid.gallery.index.sq8.LEAST, reid.gallery.index.ivf.TOP_K, reid.gallery.index.ivf._TRIALS = 20, (10,), 20
 turn = 0
 while True:
     keys = [entry.key for entry in gallery.entries()]

@@ -13,7 +13,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("datasets", "reid", "scgnet", "mgn")
-SHARED = {"reid.types", "reid.files"}  # the words that datasets and reid have in common
 STDLIB = set(sys.stdlib_module_names)
 
 
@@ -38,6 +37,11 @@ def room(name: str) -> dict[Path, set[str]]:
     return files
 
 
+def of_room(names: set[str], name: str) -> set[str]:
+    """Those of the names that lie in that room of reid."""
+    return {n for n in names if n == f"reid.{name}" or n.startswith(f"reid.{name}.")}
+
+
 def tops(names: set[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
@@ -47,15 +51,14 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
     path = tmp_path / "pack" / "a.py"
     path.parent.mkdir()
     path.write_text("import x.y as z\nfrom . import b\nfrom .c import d\ndef f():\n    from reid import model\n")
-    assert imports(path) == {"x.y", "pack", "pack.b", "pack.c", "pack.c.d", "reid", "reid.model"}
+    assert imports(path) == {"x.y", "pack", "pack.b", "pack.c", "pack.c.d", "reid", "reid.models.model"}
 
 
-def test_datasets_knows_the_shared_words_only():
+def test_datasets_knows_the_shared_room_only():
     allowed = STDLIB | {"datasets", "reid", "numpy", "PIL", "h5py", "scipy", "tqdm"}
     for path, names in room("datasets").items():
         assert tops(names) <= allowed, f"{path} imports {tops(names) - allowed}"
-        of_reid = {name for name in names if name.partition(".")[0] == "reid"}
-        assert all(name in SHARED or name.rpartition(".")[0] in SHARED for name in of_reid), f"{path}: {of_reid}"
+        assert not {name for name in names if tops({name}) == {"reid"}} - {"reid"} - of_room(names, "core"), path
 
 
 def test_datasets_is_ours_and_loads_without_torch():
@@ -76,23 +79,43 @@ def test_reid_never_imports_datasets_or_the_program():
         assert not tops(names) & {"datasets", "run_reid", "tests", "benchmarks"}, path
 
 
-def test_the_shared_words_need_numpy_only():
-    for name in SHARED:
-        names = imports(ROOT / f"{name.replace('.', '/')}.py")
-        assert tops(names) <= STDLIB | {"numpy", "reid"}, name
-        assert {n for n in names if n.startswith("reid.")} <= SHARED | {f"{s}.ReidError" for s in SHARED}, name
+ARROWS = {  # room of reid -> the rooms that it may import besides itself
+    "core": set(),
+    "models": {"core", "export"},  # export: an exported file's runtime, imported where such a file is opened
+    "retrieval": {"core"},
+    "training": {"models", "retrieval", "core"},
+    "report": {"models", "retrieval", "core"},
+    "gallery": {"models", "retrieval", "core"},
+    "export": {"models", "retrieval", "core"},
+}
+
+
+@pytest.mark.parametrize("name", ARROWS)
+def test_the_rooms_of_reid_import_along_the_arrows(name):
+    files = {path: names for path, names in room("reid").items() if path.parts[len(ROOT.parts) + 1] == name}
+    assert files
+    for path, names in files.items():
+        seen = {n.split(".")[1] for n in names if n.startswith("reid.") and (ROOT / "reid" / n.split(".")[1]).is_dir()}
+        assert seen <= ARROWS[name] | {name}, f"{path.relative_to(ROOT)} imports {seen - ARROWS[name] - {name}}"
+
+
+def test_core_needs_neither_torch_nor_faiss():
+    for path, names in room("reid").items():
+        if path.parent.name == "core":
+            strangers = tops(names) - STDLIB - {"numpy", "PIL", "reid", "threadpoolctl", "tqdm"}
+            assert not strangers, f"{path} imports {strangers}"
 
 
 def test_only_the_table_of_backbones_knows_scgnet():
     users = {str(path.relative_to(ROOT)) for path, names in room("reid").items() if "scgnet" in tops(names)}
-    assert users == {"reid/backbones.py"}
+    assert users == {"reid/models/backbones.py"}
 
 
 def test_only_the_program_knows_both_sides():
     outside = [path for path in ROOT.glob("*.py") if path.name != "run_reid.py"]
     for path in outside + [path for name in ROOMS for path in room(name)]:
         names = imports(path)
-        of_reid = {name for name in names if name.startswith("reid.") and not any(name.startswith(s) for s in SHARED)}
+        of_reid = {name for name in names if name.startswith("reid.")} - of_room(names, "core")
         assert not ("datasets" in tops(names) and of_reid), path
 
 

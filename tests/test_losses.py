@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from mgn import Heads
-from reid import schedule
-from reid.losses import (
+from reid.training import schedule
+from reid.training.losses import (
     CenterLoss,
     ReidLoss,
     batch_hard_triplet,
@@ -21,7 +21,7 @@ from reid.losses import (
     distillation_losses,
     softmax_losses,
 )
-from reid.schedule import lr_at
+from reid.training.schedule import lr_at
 
 LABELS = torch.tensor([3, 3, 1, 1, 0, 0, 3, 1])
 

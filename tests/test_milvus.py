@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reid.core.types import ReidError
 from reid.gallery import Filter, Gallery, check, repair
-from reid.gallery.manifest import FORMAT_VERSION
-from reid.gallery.milvus_rows import quoted
-from reid.types import ReidError
+from reid.gallery.folder.manifest import FORMAT_VERSION
+from reid.gallery.milvus.rows import quoted
 from tests.test_gallery import digest, fill, make_milvus, random_unit
 
 MODEL = np.random.default_rng(0).bytes(100_000)

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import reid
-from reid import tensors
-from reid.model import MEAN, STD, ReidModel, check_input_size, load_model, make_card, save_model
-from reid.types import ReidError
+from reid.core.types import ReidError
+from reid.models import checkpoint
+from reid.models.model import MEAN, STD, ReidModel, check_input_size, load_model, make_card, save_model
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def no_card(path, model):
 
 
 def a_checkpoint(path, model):
-    tensors.write(path, "checkpoint", model.state_dict(), {"step": 3})
+    checkpoint.write(path, "checkpoint", model.state_dict(), {"step": 3})
 
 
 def truncated(path, model):
@@ -188,7 +188,7 @@ def test_a_card_that_the_weights_do_not_fit_is_refused(tmp_path, make_model, cha
     model = make_model()
     card = json.loads(json.dumps(model.card))
     change(card)
-    tensors.write(tmp_path / "model.safetensors", "model", model.state_dict(), card)
+    checkpoint.write(tmp_path / "model.safetensors", "model", model.state_dict(), card)
     with pytest.raises(ReidError, match=message):
         load_model(tmp_path / "model.safetensors")
 
@@ -197,11 +197,11 @@ def test_a_card_that_the_weights_do_not_fit_is_refused(tmp_path, make_model, cha
 def test_a_file_whose_length_looks_like_a_pickle_is_read(tmp_path, begins):
     """A safetensors file opens with the length of its header, whose bytes may be those that open a pickle or a zip."""
     path, value = tmp_path / "x.safetensors", {"a": torch.arange(3)}
-    tensors.write(path, "model", value, {"pad": ""})
+    checkpoint.write(path, "model", value, {"pad": ""})
     padding = struct.unpack("<H", begins)[0] - struct.unpack("<Q", path.read_bytes()[:8])[0]
-    tensors.write(path, "model", value, {"pad": "x" * padding})
+    checkpoint.write(path, "model", value, {"pad": "x" * padding})
     assert path.read_bytes()[:2] == begins
-    read, text = tensors.read(path, "model")
+    read, text = checkpoint.read(path, "model")
     assert torch.equal(read["a"], value["a"])
     assert len(text["pad"]) == padding
 
@@ -231,7 +231,7 @@ def test_an_interruption_while_saving_leaves_the_old_file(tmp_path, make_model, 
         file.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tensors, "save_file", stop)
+    monkeypatch.setattr(checkpoint, "save_file", stop)
     with pytest.raises(KeyboardInterrupt):
         save_model(make_model(seed=2), path)
     assert path.read_bytes() == old
@@ -256,7 +256,7 @@ def test_half_the_size_embeds_nearly_as_before_and_has_its_own_fingerprint(make_
     sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("whole", "half")]
     assert sizes[1] < 0.6 * sizes[0]
     assert half.fingerprint != model.fingerprint
-    assert tensors.read(tmp_path / "half.safetensors", "model")[1]["fingerprint"] == half.fingerprint
+    assert checkpoint.read(tmp_path / "half.safetensors", "model")[1]["fingerprint"] == half.fingerprint
     images = torch.rand(4, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
     cosine = torch.nn.functional.cosine_similarity(model.embed(images), half.embed(images))
     assert (cosine > 0.9999).all()

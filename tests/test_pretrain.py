@@ -18,15 +18,16 @@ from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 import run_reid
-from reid import backbones, pretrain, tensors
-from reid import config as recipes
-from reid.backbones import BACKBONES
-from reid.config import PretrainConfig
-from reid.distributed import World
-from reid.loop import Interrupted
-from reid.model import MEAN, STD, ReidModel, make_card
-from reid.pretrain import ImageFolder, Pretrained, read_folder
-from reid.types import ReidError
+from reid.core.types import ReidError
+from reid.models import backbones, checkpoint
+from reid.models.backbones import BACKBONES
+from reid.models.model import MEAN, STD, ReidModel, make_card
+from reid.training import config as recipes
+from reid.training import pretrain
+from reid.training.config import PretrainConfig
+from reid.training.distributed import World
+from reid.training.loop import Interrupted
+from reid.training.pretrain import ImageFolder, Pretrained, read_folder
 from tests.conftest import ROOT
 
 SMALL = ["backbone=scgnet_s", "size=32", "resize=36", "scale=0.5", "jitter=0.2", "batch=8", "epochs=2", "lr=0.1",
@@ -139,7 +140,7 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(folder: ImageFold
 
 
 def test_the_card_and_the_scores_are_those_of_the_file(folder: ImageFolder, whole: Pretrained) -> None:
-    state, card = tensors.read(whole.path, "backbone")
+    state, card = checkpoint.read(whole.path, "backbone")
     assert (card["backbone"], card["classes"], card["images"]) == ("scgnet_s", CLASSES, 2 * 48)
     assert (card["top1"], card["top5"]) == (whole.top1, whole.top5)
     assert card["recipe"] == recipes.as_dict(small())

@@ -19,16 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import run_reid
-from reid import loop
-from reid.augment import augment, draw
-from reid.distributed import World, synchronise_batch_norms
-from reid.extract import Embedder
+from reid.core.types import ReidError, Sample
 from reid.gallery import Gallery
 from reid.gallery.commands import _part
-from reid.loop import Interrupted
-from reid.model import ReidModel, load_model, save_model
-from reid.train import _Run, train
-from reid.types import ReidError, Sample
+from reid.models.embedder import Embedder
+from reid.models.model import ReidModel, load_model, save_model
+from reid.training import loop
+from reid.training.augment import augment, draw
+from reid.training.distributed import World, synchronise_batch_norms
+from reid.training.loop import Interrupted
+from reid.training.train import _Run, train
 from tests.forks import Child, Forks
 from tests.test_train import recipe
 
@@ -43,7 +43,7 @@ def of(paths: list[str]) -> list[Sample]:
 
 def gradients(samples: list[Sample], folder: Path) -> dict[str, torch.Tensor]:
     """Of the first step, as the optimiser would see them, with the batch norms frozen."""
-    from reid import distributed
+    from reid.training import distributed
 
     folder.mkdir(exist_ok=True)
     run = _Run(samples, recipe(*RECIPE), folder, "", distributed.join(), torch.device("cpu"), False)
@@ -72,7 +72,7 @@ def normalised(world: World) -> dict[str, torch.Tensor]:
 
 def worker(place: str) -> None:
     """What each of the two processes runs; the first one keeps what the test looks at."""
-    from reid import distributed
+    from reid.training import distributed
 
     folder = Path(place)
     samples = of(json.loads((folder / "paths.json").read_text()))

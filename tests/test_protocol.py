@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from reid.evaluate import evaluate
-from reid.protocol import COSINE, Method, evaluate_camera_pairs, pool_queries
-from reid.types import JUNK, ReidError
+from reid.core.types import JUNK, ReidError
+from reid.retrieval.evaluate import evaluate
+from reid.retrieval.protocol import COSINE, Method, evaluate_camera_pairs, pool_queries
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from reid import config as recipes
-from reid.data import read_images
 from reid.export import openvino
 from reid.export.proof import card_of
 from reid.export.request import Request
-from reid.extract import Embedder
-from reid.model import ReidModel, make_card
+from reid.models.embedder import Embedder
+from reid.models.model import ReidModel, make_card
+from reid.training import config as recipes
+from reid.training.data import read_images
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,10 +14,20 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy.sparse import csr_array
 
-from reid import pictures
-from reid.bootstrap import intervals
-from reid.evaluate import Scores, evaluate
-from reid.pictures import (
+from reid.core.types import DISTRACTOR, JUNK, Sample, Splits
+from reid.report.markdown import (
+    PUBLISHED,
+    Further,
+    RunFacts,
+    images_digest,
+    metrics,
+    metrics_text,
+    report_text,
+    sheets,
+    summary_table,
+    write_report,
+)
+from reid.report.sheets import (
     CROP_H,
     CROP_W,
     MOST_STRIPS,
@@ -32,20 +42,10 @@ from reid.pictures import (
     tile_box,
     write_people_page,
 )
-from reid.protocol import COSINE, Method
-from reid.report import (
-    PUBLISHED,
-    Further,
-    RunFacts,
-    images_digest,
-    metrics,
-    metrics_text,
-    report_text,
-    summary_table,
-    write_report,
-)
-from reid.types import DISTRACTOR, JUNK, Sample, Splits
-from reid.verification import open_set, verify
+from reid.retrieval.bootstrap import intervals
+from reid.retrieval.evaluate import Scores, evaluate
+from reid.retrieval.protocol import COSINE, Method
+from reid.retrieval.verification import open_set, verify
 
 RUN = RunFacts(
     command="python run_reid.py --dataset market1501 --data-root DIR",
@@ -171,7 +171,7 @@ def test_ranked_rows_of_longer_rows_and_across_blocks(tmp_path: Path) -> None:
     lengths = np.random.default_rng(1).uniform(0.1, 9, size=(40, 1)).astype(np.float32)
     longer = ranked_rows([("any", 2)], splits, scores, 7 * q, lengths * g)[0]
     assert [a.path for a in longer.answers] == [a.path for a in plain.answers]
-    assert np.allclose(pictures._similarity(q, g, block=7), q @ g.T, atol=1e-6)
+    assert np.allclose(sheets._similarity(q, g, block=7), q @ g.T, atol=1e-6)
 
 
 def test_fewer_answers_than_ten_are_all_shown(tmp_path: Path) -> None:
@@ -206,13 +206,13 @@ def test_frames_and_crops_stand_where_they_belong(tmp_path: Path) -> None:
     ]  # fmt: skip
     draw_ranked(rows, tmp_path / "ranked.png", title="marks")
     with Image.open(tmp_path / "ranked.png") as image:
-        assert _colours(image, tile_box(rows, 0, None)) == (pictures.QUERY, paint["red"])
-        assert _colours(image, tile_box(rows, 0, 0)) == (pictures.RIGHT, paint["lime"])
-        assert _colours(image, tile_box(rows, 0, 1)) == (pictures.WRONG, paint["blue"])
-        assert _colours(image, tile_box(rows, 1, 9)) == (pictures.WRONG, paint["yellow"])
-        assert _colours(image, tile_box(rows, 1, 11)) == (pictures.RIGHT, paint["yellow"])  # on the row's second line
-        assert _colours(image, tile_box(rows, 2, None)) == (pictures.QUERY, paint["lime"])
-        assert _colours(image, tile_box(rows, 2, 0)) == (pictures.UNKNOWN, paint["red"])
+        assert _colours(image, tile_box(rows, 0, None)) == (sheets.QUERY, paint["red"])
+        assert _colours(image, tile_box(rows, 0, 0)) == (sheets.RIGHT, paint["lime"])
+        assert _colours(image, tile_box(rows, 0, 1)) == (sheets.WRONG, paint["blue"])
+        assert _colours(image, tile_box(rows, 1, 9)) == (sheets.WRONG, paint["yellow"])
+        assert _colours(image, tile_box(rows, 1, 11)) == (sheets.RIGHT, paint["yellow"])  # on the row's second line
+        assert _colours(image, tile_box(rows, 2, None)) == (sheets.QUERY, paint["lime"])
+        assert _colours(image, tile_box(rows, 2, 0)) == (sheets.UNKNOWN, paint["red"])
 
         def corner(answer: int) -> Image.Image:
             _, top, right, _ = tile_box(rows, 1, answer)
@@ -225,11 +225,11 @@ def test_frames_and_crops_stand_where_they_belong(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(30, 300), (300, 30), (1, 1), (64, 128)])
 def test_crops_keep_their_aspect(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, "black").save(tmp_path / "a.png")
-    pixels = np.asarray(pictures._crop(tmp_path / "a.png"))
-    assert pixels.shape == (pictures.CROP_H, pictures.CROP_W, 3)
+    pixels = np.asarray(sheets._crop(tmp_path / "a.png"))
+    assert pixels.shape == (sheets.CROP_H, sheets.CROP_W, 3)
     filled = np.argwhere((pixels == 0).all(axis=2))
     height, width = filled.max(0) - filled.min(0) + 1
-    assert height == pictures.CROP_H or width == pictures.CROP_W
+    assert height == sheets.CROP_H or width == sheets.CROP_W
     assert width / height == pytest.approx(size[0] / size[1], rel=0.1)
 
 
@@ -244,8 +244,8 @@ def test_images_that_cannot_be_read_become_a_crossed_tile(tmp_path: Path) -> Non
         for answer in (None, *range(len(names))):
             left, top, right, bottom = tile_box(rows, 0, answer)
             middle = ((left + right) // 2, (top + bottom) // 2)
-            assert image.getpixel((middle[0], middle[1] - 20)) == pictures.MISSING
-            assert any(image.getpixel((middle[0] + d, middle[1])) == pictures.PALE_INK for d in (-1, 0, 1))
+            assert image.getpixel((middle[0], middle[1] - 20)) == sheets.MISSING
+            assert any(image.getpixel((middle[0] + d, middle[1])) == sheets.PALE_INK for d in (-1, 0, 1))
 
 
 def test_search_marks_nothing_that_is_not_known(tmp_path: Path) -> None:
@@ -253,12 +253,12 @@ def test_search_marks_nothing_that_is_not_known(tmp_path: Path) -> None:
     draw_search(paths[0], [Tile(path, 0.5) for path in paths], tmp_path / "søk.png")
     with Image.open(tmp_path / "søk.png") as image:
         found = {colour for _, colour in image.getcolors(1 << 20) or []}
-        assert pictures.UNKNOWN in found
-        assert pictures.QUERY in found
-        assert not {pictures.RIGHT, pictures.WRONG} & found
+        assert sheets.UNKNOWN in found
+        assert sheets.QUERY in found
+        assert not {sheets.RIGHT, sheets.WRONG} & found
     draw_search(paths[0], [Tile(paths[1], 0.5, right=True), Tile(paths[2], 0.5, right=False)], tmp_path / "known.png")
     with Image.open(tmp_path / "known.png") as image:
-        assert {pictures.RIGHT, pictures.WRONG} <= {colour for _, colour in image.getcolors(1 << 20) or []}
+        assert {sheets.RIGHT, sheets.WRONG} <= {colour for _, colour in image.getcolors(1 << 20) or []}
 
 
 @pytest.mark.parametrize("name", ["gone.jpg", "a" * 300, "line\nbreak.jpg", "raw\udcff.jpg"])
@@ -272,7 +272,7 @@ def test_search_with_thousands_of_answers_stays_a_picture(tmp_path: Path) -> Non
     tiles = [Tile("gone.jpg", 0.1)] * 5000
     draw_search("gone.jpg", tiles, tmp_path / "search.png")
     with Image.open(tmp_path / "search.png") as image:
-        bottom = tile_box([Row("", tiles[0], tuple(tiles[: pictures.MOST_DRAWN]))], 0, pictures.MOST_DRAWN - 1)[3]
+        bottom = tile_box([Row("", tiles[0], tuple(tiles[: sheets.MOST_DRAWN]))], 0, sheets.MOST_DRAWN - 1)[3]
         assert bottom < image.height < bottom + 100
 
 

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 from torchreid.reid.utils.rerank import re_ranking
 
-import reid.neighbours
-import reid.rerank
-from reid.cluster import cluster
-from reid.evaluate import evaluate
-from reid.neighbours import Stack, nearest, nearest_of_each
-from reid.rerank import Reranker, jaccard, rerank
-from reid.types import ReidError
+import reid.retrieval.knn_graph
+import reid.retrieval.rerank
+from reid.core.types import ReidError
+from reid.retrieval.cluster import cluster
+from reid.retrieval.evaluate import evaluate
+from reid.retrieval.knn_graph import Stack, nearest, nearest_of_each
+from reid.retrieval.rerank import Reranker, jaccard, rerank
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cuhk03-np-p1" / "detected"
 OPTIONS = [(20, 6, 0.3), (5, 1, 0.5), (7, 3, 0.1), (1, 1, 0.9), (2, 9, 0.3), (50, 6, 0.3), (20, 6, 1.0)]
@@ -163,9 +163,9 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     query, gallery = people(rng, 40), people(rng, 300)
     gallery[100:130] = gallery[0]
     expected = rerank(query, gallery)
-    monkeypatch.setattr(reid.neighbours, "_BLOCK", 128)  # so that bounds are made use of, in vain
+    monkeypatch.setattr(reid.retrieval.knn_graph, "_BLOCK", 128)  # so that bounds are made use of, in vain
     for name, size in (("_ROWS", 7), ("_PAIRS", 1000), ("_SUMS", 900)):
-        monkeypatch.setattr(reid.rerank, name, size)
+        monkeypatch.setattr(reid.retrieval.rerank, name, size)
     found = rerank(query, gallery)
     assert np.array_equal(found.indptr, expected.indptr) and np.array_equal(found.indices, expected.indices)
     assert np.allclose(found.data, expected.data, rtol=0, atol=1e-6)
@@ -182,14 +182,14 @@ def sorted_whole(query: np.ndarray, base: np.ndarray, k: int, *, itself: bool) -
 
 @pytest.mark.parametrize("energy", ["few directions", "all", "two sorts", "ties", "narrow"])
 def test_neighbours_equal_a_full_sort(monkeypatch: pytest.MonkeyPatch, energy: str) -> None:
-    monkeypatch.setattr(reid.neighbours, "_BLOCK", 200)
-    monkeypatch.setattr(reid.neighbours, "_SAMPLE", 150)
+    monkeypatch.setattr(reid.retrieval.knn_graph, "_BLOCK", 200)
+    monkeypatch.setattr(reid.retrieval.knn_graph, "_SAMPLE", 150)
     again: list[int] = []
-    searched = reid.neighbours._searched
-    monkeypatch.setattr(reid.neighbours, "_searched", lambda *a, **kw: again.append(len(a[3])) or searched(*a, **kw))
+    searched = reid.retrieval.knn_graph._searched
+    monkeypatch.setattr(reid.retrieval.knn_graph, "_searched", lambda *a, **kw: again.append(len(a[3])) or searched(*a, **kw))
     bounds: list[Any] = []
-    bound = reid.neighbours._bounds
-    monkeypatch.setattr(reid.neighbours, "_bounds", lambda f: bounds.append(bound(f)) or bounds[-1])
+    bound = reid.retrieval.knn_graph._bounds
+    monkeypatch.setattr(reid.retrieval.knn_graph, "_bounds", lambda f: bounds.append(bound(f)) or bounds[-1])
     rng = np.random.default_rng(6)
     few = rng.standard_normal((700, 20)) @ rng.standard_normal((20, 128)) + 0.5 * rng.standard_normal((700, 128))
     if energy == "all":

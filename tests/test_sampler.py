@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reid.sampler import pk_batches
-from reid.types import ReidError
+from reid.core.types import ReidError
+from reid.training.sampler import pk_batches
 
 
 def market_like(identities: int = 751, images: int = 12_936) -> np.ndarray:

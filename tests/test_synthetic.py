@@ -15,7 +15,7 @@ from PIL import Image
 
 import datasets
 from datasets import synthetic
-from reid.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
+from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 
 MANIFEST = "synthetic.json"
 SMALL: dict[str, Any] = {"train_ids": 5, "test_ids": 9, "distractors": 8, "junk": 5}

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from reid import config as recipes
-from reid import train as training
-from reid.distributed import World
-from reid.model import load_model
-from reid.train import Interrupted, Trained, spread, train
-from reid.types import ReidError, Sample
+from reid.core.types import ReidError, Sample
+from reid.models.model import load_model
+from reid.training import config as recipes
+from reid.training import train as training
+from reid.training.distributed import World
+from reid.training.train import Interrupted, Trained, spread, train
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-import reid.verification
-from reid.types import JUNK, ReidError
-from reid.verification import FPIR, HISTOGRAM_EDGES, best_per_person, open_set, verify
+import reid.retrieval.verification
+from reid.core.types import JUNK, ReidError
+from reid.retrieval.verification import FPIR, HISTOGRAM_EDGES, best_per_person, open_set, verify
 
 Case = tuple[np.ndarray, ...]  # query, gallery, query_pids, gallery_pids, query_camids, gallery_camids
 
@@ -50,7 +50,7 @@ def pairs(case: Case) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("change", [lambda c: c, with_ties])
 @pytest.mark.parametrize("tile", [2**23, 1000])
 def test_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch, change: Callable[[Case], Case], tile: int) -> None:
-    monkeypatch.setattr(reid.verification, "_PRODUCT", tile)
+    monkeypatch.setattr(reid.retrieval.verification, "_PRODUCT", tile)
     case = change(drawn(0))
     found = verify(*case)
     scores, genuine = pairs(case)
@@ -95,7 +95,7 @@ def test_curve_and_histograms() -> None:
 
 def test_best_per_person_equals_a_double_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     query, gallery, q_pids, g_pids, q_camids, g_camids = case = drawn(3, 40, 90, people=8)
-    monkeypatch.setattr(reid.verification, "_PRODUCT", 40 * 7)  # people lie across tiles
+    monkeypatch.setattr(reid.retrieval.verification, "_PRODUCT", 40 * 7)  # people lie across tiles
     people, best = best_per_person(*case)
     assert people.tolist() == sorted(set(g_pids.tolist()) - {JUNK})
     for i, pid in enumerate(people.tolist()):

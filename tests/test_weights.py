@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import datasets
-import run_reid
-from reid.compare import MEASURES, compare, read_results
-from reid.evaluate import evaluate
-from reid.extract import Embedder
-from reid.model import load_model
+from reid.cli import runs
+from reid.models.embedder import Embedder
+from reid.models.model import load_model
+from reid.report.compare import MEASURES, compare, read_results
+from reid.retrieval.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "weights").glob("*.safetensors"))
@@ -22,7 +22,7 @@ REAL = ROOT.parent / "shared/data/cuhk03-np-p1"
 
 def test_they_are_small_and_the_default_is_among_them() -> None:
     assert sum(file.stat().st_size for file in FILES) < 20_000_000
-    assert run_reid.DEFAULT_WEIGHTS in FILES
+    assert runs.DEFAULT_WEIGHTS in FILES
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -58,7 +58,7 @@ def test_the_default_finds_people_that_it_has_never_seen() -> None:
     splits = datasets.read("cuhk03np_detected", REAL)
     some = sorted({sample.pid for sample in splits.query})[:40]
     query, gallery = ([s for s in samples if s.pid in some] for samples in (splits.query, splits.gallery))
-    embedder = Embedder(load_model(run_reid.DEFAULT_WEIGHTS))
+    embedder = Embedder(load_model(runs.DEFAULT_WEIGHTS))
     scores = evaluate(
         *(embedder.embed([s.path for s in samples]) for samples in (query, gallery)),
         *(np.array([s.pid for s in samples]) for samples in (query, gallery)),

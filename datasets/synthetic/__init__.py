@@ -30,8 +30,8 @@ from datasets.synthetic.cameras import draw_camera
 from datasets.synthetic.painting import noise
 from datasets.synthetic.people import draw_person
 from datasets.synthetic.pictures import SCALE, World, draw_turn, picture
-from reid.files import atomic_folder, write_json
-from reid.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
+from reid.core.files import atomic_folder, write_json
+from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 
 VERSION = 1  # of the drawing: whatever changes a pixel raises it
 MANIFEST = "synthetic.json"

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from datasets import synthetic
-from reid.files import atomic_file
-from reid.types import ReidError
+from reid.core.files import atomic_file
+from reid.core.types import ReidError
 
 
 def main() -> None:

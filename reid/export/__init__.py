@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reid.types import ReidError
+from reid.core.types import ReidError
 
 
 class Format(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from reid.model import ReidModel
+from reid.models.model import ReidModel
 
 
 class Deployed(nn.Module):

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from reid.core.types import ReidError
 from reid.export import Runtime, need
 from reid.export.graph import Deployed
 from reid.export.request import Request
-from reid.types import ReidError
 
 if TYPE_CHECKING:
-    from reid.model import ReidModel
+    from reid.models.model import ReidModel
 
 OPSET = 18  # what Rockchip's and other NPU tool chains read
 CARD = "reid_card"  # the key among the file's metadata

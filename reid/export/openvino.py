@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from reid.core.types import ReidError
 from reid.export import Runtime, need
 from reid.export.graph import Deployed
 from reid.export.onnx import to_onnx
 from reid.export.request import Request
-from reid.types import ReidError
 
 if TYPE_CHECKING:
-    from reid.model import ReidModel
+    from reid.models.model import ReidModel
 
 CARD = ["reid", "card"]  # the place in the model's rt_info
 PRECISION = ["reid", "precision"]

@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from reid.encoder import Encoder
-from reid.evaluate import evaluate
+from reid.core.files import write_json
+from reid.core.tables import aligned_table
+from reid.core.types import ReidError, Sample
 from reid.export import FORMATS, Exported, module_of
 from reid.export.request import Request
-from reid.extract import Embedder
-from reid.files import write_json
-from reid.model import NO_FLIP, ReidModel
-from reid.tables import aligned_table
-from reid.types import ReidError, Sample
+from reid.models.embedder import Embedder
+from reid.models.encoder import Encoder
+from reid.models.model import NO_FLIP, ReidModel
+from reid.retrieval.evaluate import evaluate
 
 AGREES = 0.5  # points of mAP that its queries may lose on the model's own gallery, for their vectors to be compared
 

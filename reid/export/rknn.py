@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reid import backbones
+from reid.core.files import write_json
+from reid.core.types import ReidError
 from reid.export import FORMATS, Exported, Runtime
 from reid.export.graph import Deployed
 from reid.export.onnx import OPSET, need, quiet
 from reid.export.proof import Proof, Reference, card_of, fingerprint_of
 from reid.export.request import Request
 from reid.export.rockchip import PLATFORMS, compiled, compiler
-from reid.files import write_json
-from reid.model import ReidModel
-from reid.types import ReidError
+from reid.models import backbones
+from reid.models.model import ReidModel
 
 
 class Embedding(nn.Module):

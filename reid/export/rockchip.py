@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from reid.types import ReidError
+from reid.core.types import ReidError
 
 ROOT = Path(__file__).resolve().parents[2]
 PLATFORMS = ("rk3588", "rk3566")

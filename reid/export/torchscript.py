@@ -17,7 +17,7 @@ from reid.export.graph import Deployed
 from reid.export.request import Request
 
 if TYPE_CHECKING:
-    from reid.model import ReidModel
+    from reid.models.model import ReidModel
 
 CARD = "card.json"
 

@@ -1,6 +1,6 @@
 """The searchable gallery: feature vectors, what is known of their images, and the model that made them.
 
-It is one folder, or a collection of Milvus (`reid.gallery.milvus`): `Gallery.create` and `Gallery.open` take either
+It is one folder, or a collection of Milvus (`reid.gallery.milvus.gallery`): `Gallery.create` and `Gallery.open` take either
 place and give the same interface. A folder holds
 
     manifest.json        what never changes: format version, model fingerprint, input size, dimension, metric
@@ -30,11 +30,11 @@ array([0, 1, 2, 3])
 
 from reid.gallery.base import Gallery
 from reid.gallery.export import export, to_faiss
-from reid.gallery.health import check, repair
-from reid.gallery.presets import PRESETS
-from reid.gallery.reranked import search_reranked
-from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
-from reid.gallery.store import Entry, Forgotten, Info, fuse, hash_file
+from reid.gallery.filter import Filter, parse_age, parse_pid, parse_time, show_time
+from reid.gallery.folder.check import check, repair
+from reid.gallery.folder.gallery import Entry, Forgotten, Info, fuse, hash_file
+from reid.gallery.folder.presets import PRESETS
+from reid.gallery.rerank import search_reranked
 
 __all__ = [
     "PRESETS",

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from reid.evaluate import UNIT_TOLERANCE, is_unit, row_norms
-from reid.gallery.manifest import Manifest
-from reid.gallery.select import Filter
+from reid.core.types import Ranking, ReidError
+from reid.gallery.filter import Filter
+from reid.gallery.folder.manifest import Manifest
 from reid.gallery.values import Field, Pid, as_digest, as_integer, as_json, as_pid, as_seconds, stored
-from reid.types import Ranking, ReidError
+from reid.retrieval.evaluate import UNIT_TOLERANCE, is_unit, row_norms
 
 if TYPE_CHECKING:
-    from reid.gallery.store import Entry, Forgotten, Info
+    from reid.gallery.folder.gallery import Entry, Forgotten, Info
 
 RECALL = 0.99  # of the nearest images, that an index should find
 MILVUS = ("milvus://", "milvus+https://", "milvus+lite:")
@@ -269,7 +269,7 @@ class Gallery(ABC):
 
     def set_preset(self, preset: str, *, recall: float = RECALL) -> None:
         """How the gallery is kept and searched from now on: "exact", "compact", "large" or "auto", see
-        `reid.gallery.presets`. Learns a codec or an index on the images, which takes minutes for a million.
+        `reid.gallery.folder.presets`. Learns a codec or an index on the images, which takes minutes for a million.
 
         recall: of `large`, the share of the top 10, 100 or 500 that a search should find. Raises ReidError.
         """
@@ -374,9 +374,9 @@ def is_milvus(place: str | os.PathLike[str]) -> bool:
 def kind_of(place: str | os.PathLike[str]) -> type[Gallery]:
     """The kind of gallery that lies there."""
     if is_milvus(place):
-        from reid.gallery.milvus import MilvusGallery
+        from reid.gallery.milvus.gallery import MilvusGallery
 
         return MilvusGallery
-    from reid.gallery.store import FolderGallery
+    from reid.gallery.folder.gallery import FolderGallery
 
     return FolderGallery

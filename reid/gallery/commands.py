@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from reid.files import write_text
+from reid.core.files import write_text
+from reid.core.types import ReidError
 from reid.gallery.base import RECALL, Gallery, scratch_of
-from reid.gallery.codec import LEAST
 from reid.gallery.export import export
-from reid.gallery.health import check, repair
-from reid.gallery.reranked import search_reranked
-from reid.gallery.select import Filter, parse_age, parse_pid, parse_time, show_time
-from reid.gallery.store import Entry, Info, fuse, hash_file
+from reid.gallery.filter import Filter, parse_age, parse_pid, parse_time, show_time
+from reid.gallery.folder.check import check, repair
+from reid.gallery.folder.gallery import Entry, Info, fuse, hash_file
+from reid.gallery.index.sq8 import LEAST
+from reid.gallery.rerank import search_reranked
 from reid.gallery.values import Field, Pid
-from reid.types import ReidError
 
 if TYPE_CHECKING:
-    from reid.calibration import Calibration
-    from reid.distributed import World
-    from reid.encoder import Encoder
-    from reid.extract import Embedder
+    from reid.models.embedder import Embedder
+    from reid.models.encoder import Encoder
+    from reid.retrieval.calibration import Calibration
+    from reid.training.distributed import World
 
 _KNOWN = ("path", "pid", "camid", "time")  # columns of a table of images; the others become free fields
 
@@ -220,7 +220,7 @@ def search(
     gallery: Gallery,
     args: Namespace,
     load_model: Callable[[str | Path | None], Embedder],
-    calibration_of: Callable[[Embedder], Calibration | None],
+    calibration_of: Callable[[Mapping[str, Any], str], Calibration | None],
     find_images: Callable[[Sequence[str]], list[Path]],
     rerank: Mapping[str, Any] | None,
 ) -> None:
@@ -239,7 +239,7 @@ def search(
     embedder = load_model(weights) if weights or args.query else None
     if embedder is not None:
         gallery.check_model(embedder.fingerprint)
-    calibration = calibration_of(embedder) if embedder is not None else None
+    calibration = calibration_of(embedder.card, embedder.fingerprint) if embedder is not None else None
     images = [str(path) for path in find_images(args.query)] if args.output else args.query
     if args.key:
         vectors = fuse(gallery.vectors(args.key))
@@ -280,7 +280,7 @@ def search(
         print(f"nobody matches: the nearest image scores {best:.3f}, below {threshold:.3f}, which {share} reach")
     else:
         print(_as_table(found[0]))
-    from reid.pictures import Tile, draw_search
+    from reid.report.sheets import Tile, draw_search
 
     picture = Path(args.picture or f"search-{Path(images[0]).stem}.png")
     draw_search(images[0], [Tile(e.path, s, e.pid, e.camid) for e, s, _ in found[0]], picture)
@@ -350,7 +350,7 @@ def _as_csv(queries: Sequence[str], found: Sequence[Sequence[Answer]]) -> str:
 
 def info(args: Namespace) -> int:
     """What a gallery holds, and which of the models in --weights may query it."""
-    from reid.encoder import open_encoder
+    from reid.models.encoder import open_encoder
 
     known = Gallery.open(args.gallery).info()
     asked = {weights: open_encoder(weights) for weights in args.weights}

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from reid.files import atomic_folder
+from reid.core.files import atomic_folder
+from reid.core.types import ReidError
 from reid.gallery.base import Gallery
-from reid.gallery.select import show_time
-from reid.gallery.store import Entry
+from reid.gallery.filter import show_time
+from reid.gallery.folder.gallery import Entry
 from reid.gallery.values import stored
-from reid.types import ReidError
 
 
 def export(
@@ -65,7 +65,7 @@ def export(
 def to_faiss(gallery: Gallery) -> Any:
     """A faiss.IndexIDMap2 of all images in memory: exact, inner product, the keys as ids. For programs that hold one.
 
-    `Gallery.search` is exact without it, and faster: see `reid.gallery.exact`.
+    `Gallery.search` is exact without it, and faster: see `reid.retrieval.knn`.
     """
     entries, vectors = gallery.snapshot()
     return _flat_index(entries, vectors(range(len(entries))), gallery.dimension)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import SupportsIndex
 
-from reid.types import ReidError
+from reid.core.types import ReidError
 
 Pid = int | str
 Field = str | int | float

@@ -1,0 +1,84 @@
+"""`check-data`, and the data sets that commands read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reid.cli.options import add_data
+from reid.cli.readers import Readers
+from reid.cli.runs import first_process
+from reid.core.files import write_json
+from reid.core.images import find_bad
+from reid.core.types import ReidError, Sample, Splits
+
+
+def read_data(args: argparse.Namespace, dataset: str | None = None, *, warn: bool = True) -> Splits:
+    splits = args.readers.read(dataset or args.dataset, args.data_root)
+    for line in splits.warnings if warn and first_process() else ():
+        print(f"warning: {line}", file=sys.stderr)
+    return splits
+
+
+def check_images(
+    splits: Splits, output: Path, skip_bad: bool, names: Sequence[str] = ("train", "query", "gallery")
+) -> Splits:
+    """Decodes every image once a run. Unreadable ones are an error, or with skip_bad left out and told."""
+    from reid.training.data import identity
+
+    paths = [sample.path for name in names for sample in getattr(splits, name)]
+    record = output / "images.json"
+    of = identity(paths)
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        known = {}
+    if known.get("of") != of:
+        known = {"of": of, "bad": find_bad(paths)}
+        write_json(record, known)
+    bad = known["bad"]
+    if not bad:
+        return splits
+    line = refuse_or_tell(bad, skip_bad)
+    train, query, gallery = (
+        [s for s in samples if s.path not in bad] for samples in (splits.train, splits.query, splits.gallery)
+    )
+    return splits._replace(
+        train=train,
+        query=query,
+        gallery=gallery,
+        official_split=False if splits.official_split else splits.official_split,
+        warnings=[*splits.warnings, line],
+    )
+
+
+def refuse_or_tell(bad: dict[str, str], skip_bad: bool) -> str:
+    some = "; ".join(f"{path} {reason}" for path, reason in list(bad.items())[:3])
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    if not skip_bad:
+        raise ReidError(f"{len(bad)} unreadable image(s): {some}{more}; mend them, or leave them out with --skip-bad")
+    line = f"left out {len(bad)} unreadable image(s): {some}{more}"
+    print(f"warning: {line}", file=sys.stderr)
+    return line
+
+
+def ids_of(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """(pids, camids)"""
+    return np.array([s.pid for s in samples]), np.array([s.camid for s in samples])
+
+
+def check_data_command(args: argparse.Namespace) -> int:
+    """Examines a data set: counts, broken files, identities and images where they should not be."""
+    found = args.readers.examine(read_data(args, warn=False))
+    print(json.dumps(found.as_dict(), indent=2) if args.json else "\n".join(found.lines()))
+    return 0 if found.ok else 1
+
+
+def add_check_data(parser: argparse.ArgumentParser, readers: Readers) -> None:
+    add_data(parser, readers, "synthetic")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")

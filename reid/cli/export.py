@@ -1,0 +1,158 @@
+"""`pack` and `export`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reid.cli.data import read_data
+from reid.cli.options import add_data, add_slim
+from reid.cli.readers import Readers
+from reid.cli.runs import model_name
+from reid.core.types import ReidError, Sample
+
+if TYPE_CHECKING:
+    from reid.export.proof import Proof, Reference
+    from reid.export.request import Request
+    from reid.models.model import ReidModel
+
+
+
+def pack_command(args: argparse.Namespace) -> None:
+    """Writes a model as it is given away: half floats, without the classifier of its training identities; on request
+    with fewer branches, and with shorter embeddings by a projection that is learnt on a data set's training images.
+    """
+    from reid.models.model import load_model, save_model
+
+    if Path(args.output).exists():
+        raise ReidError(f"{args.output} exists already: delete it, or name another file")
+    if (args.dim is None) != (args.dataset is None):
+        raise ReidError("--dim and --dataset go together: shorter embeddings are learnt on its training images")
+    model = slimmed(args, load_model(args.weights), read_data(args).train if args.dataset else ())
+    save_model(model, args.output, classifier=False, half=True)
+    if "calibration" in model.card and "calibration" not in load_model(args.output).card:
+        print("the calibration was of the whole floats: calibrate what was packed", file=sys.stderr)
+    print(f"{args.output}: {Path(args.output).stat().st_size:,} bytes")
+
+
+def export_command(args: argparse.Namespace) -> None:
+    """Writes a model for where it runs, and proves on a data set what it finds there: FILE and FILE.json.
+
+    The file takes RGB uint8 pixels (B, height, width, 3) of the model's input size and gives embeddings of unit length.
+    int8 takes its ranges from training crops of the data set.
+    """
+    from reid.export import FORMATS
+    from reid.export.proof import Reference, export
+    from reid.export.request import Request
+    from reid.models.model import load_model
+    from reid.training.data import read_images
+
+    splits = read_data(args)
+    model = slimmed(args, load_model(args.weights), splits.train)
+    precision = args.precision or FORMATS[args.format].precisions[0]
+    request = Request(args.format, precision, args.batch, args.flip)
+    name = model_name(args.weights) if precision == "fp32" else f"{model_name(args.weights)}-{precision}"
+    output = Path(args.output or f"runs/{name}{FORMATS[args.format].suffix}")
+    if output.exists():
+        raise ReidError(f"{output} exists already: delete it, or name another file")
+    count = FORMATS[args.format].crops if args.crops is None else args.crops
+    chosen = np.random.default_rng(0).permutation(len(splits.train))[:count]
+    crops = read_images([splits.train[i].path for i in chosen] if precision == "int8" else [], model.input_size)
+    query, gallery = splits.query, splits.gallery
+    if args.people is not None:
+        query, gallery = of_people(query, gallery, args.people)
+    known = output.with_name(f".{output.name}-proof")  # PyTorch's embeddings: an interrupted export goes on here
+
+    def reference() -> Reference:
+        return Reference(model, query, gallery, splits.name, flip=args.flip, save=known / "model.npy", progress=True)
+
+    if args.format == "rknn":
+        proof = compile_rknn(model, output, request, args.platform, crops, reference)
+    else:
+        proof = export(model, output, request, crops=crops, reference=reference)
+    shutil.rmtree(known, ignore_errors=True)
+    print(proof.table())
+    if not proof.agrees:
+        print("its queries lose too much on the model's gallery: it has a fingerprint of its own, and galleries that "
+              "it is to query are indexed with it", file=sys.stderr)  # fmt: skip
+    print(f"{output}: {output.stat().st_size:,} bytes; proof: {output}.json")
+
+
+def slimmed(args: argparse.Namespace, model: ReidModel, train: Sequence[Sample]) -> ReidModel:
+    """With the branches and the length of embeddings that the command asks for."""
+    if args.branches:
+        model = model.with_branches(args.branches)
+    if args.dim is not None:
+        from reid.models.projection import shortened
+
+        model = shortened(model, [sample.path for sample in train], args.dim, progress=True)
+    return model
+
+
+def of_people(query: Sequence[Sample], gallery: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
+    """What shows `count` people, drawn from those that both have."""
+    known = sorted({s.pid for s in query} & {s.pid for s in gallery})
+    if not 1 <= count <= len(known):
+        raise ReidError(f"--people {count}: expected 1 to {len(known)}, the people of query and gallery")
+    drawn = {known[i] for i in np.random.default_rng(0).permutation(len(known))[:count]}
+    return [s for s in query if s.pid in drawn], [s for s in gallery if s.pid in drawn]
+
+
+def compile_rknn(
+    model: ReidModel,
+    output: Path,
+    request: Request,
+    platform: str,
+    calibration: np.ndarray,
+    reference: Callable[[], Reference],
+) -> Proof:
+    """A .rknn file, proved on the compiler's simulator."""
+    from reid.export.rknn import export_rknn
+
+    if request.flip or request.batch not in (None, 1):
+        raise ReidError("a .rknn file takes one image a run, without its mirror image: leave --flip and --batch out")
+    proof, card = export_rknn(model, output, platform, request.precision, calibration=calibration, reference=reference)
+    cpu = sum(operator["target"] == "CPU" for operator in card["operators"])
+    print(
+        f"{platform}, {request.precision}: estimated cycles {card['estimated_cycles']:,}; {len(card['operators'])} "
+        f"operators, {cpu} of them on the CPU; by the compiler's simulator, not on a board:"
+    )
+    return proof
+
+
+def add_pack(parser: argparse.ArgumentParser, readers: Readers) -> None:
+    parser.add_argument("weights", metavar="MODEL", help="a trained model.safetensors")
+    parser.add_argument("output", metavar="FILE", help="the file to write")
+    add_slim(parser)
+    add_data(parser, readers)
+
+
+def add_export(parser: argparse.ArgumentParser, readers: Readers) -> None:
+    from reid.export import FORMATS
+
+    def batch(text: str) -> int | None:
+        number = 0 if text == "dynamic" else int(text)
+        if number < 1 and text != "dynamic":
+            raise ValueError(text)
+        return number or None
+
+    parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="for onnxruntime, OpenVINO, libtorch or "
+                        "Rockchip's NPU")  # fmt: skip
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32, of rknn fp16)")
+    parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="of rknn (default: rk3588)")
+    parser.add_argument("--batch", type=batch, metavar="N|dynamic", help="images a run (default: dynamic, any number)")
+    add_slim(parser)
+    parser.add_argument("--people", type=int, metavar="N", help="prove on so many of the query's people, drawn "
+                        "(default: all)")  # fmt: skip
+    parser.add_argument("--flip", action="store_true", help="sum the features of image and mirror image inside, as the "
+                        "other commands do with .safetensors; twice the work")  # fmt: skip
+    parser.add_argument("--crops", type=int, metavar="N", help="of int8: training crops (default: 256, of rknn 32)")
+    parser.add_argument("--output", metavar="FILE", help="(default: runs/WEIGHTS-PRECISION and the format's suffix)")
+    add_data(parser, readers, "synthetic")

@@ -1,0 +1,53 @@
+"""The data sets that --dataset names: handed to the command line by whoever starts it.
+
+`run_reid.py` hands it the package `datasets`, with every benchmark. The installed command has one's own images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from reid.core.types import ReidError, Sample, Splits
+
+
+class Readers(Protocol):
+    """What the command line needs to know of data sets."""
+
+    @property
+    def DATASETS(self) -> Mapping[str, Any]:
+        """The names that `read` takes."""
+
+    def read(self, name: str, root: str | os.PathLike[str]) -> Splits:
+        """Reads a data set at its own folder, or at the parent of it. Raises ReidError."""
+
+    def distractors(self, splits: Splits) -> list[Sample]:
+        """Images of nobody beside the gallery. Raises ReidError where there are none."""
+
+    def multi_query(self, splits: Splits) -> list[Sample]:
+        """The images of the query persons by the query cameras, sorted by path."""
+
+    def examine(self, splits: Splits) -> Any:
+        """The report of the data doctor: `ok`, `as_dict()` and `lines()`."""
+
+
+class OwnImages:
+    """One's own images alone: a folder a person, or a CSV."""
+
+    DATASETS: Mapping[str, Any] = {"folder": None}
+
+    def read(self, name: str, root: str | os.PathLike[str]) -> Splits:
+        raise NotImplementedError
+
+    def distractors(self, splits: Splits) -> list[Sample]:
+        raise ReidError(f"{splits.name} has no distractors beside its gallery: leave --distractors out")
+
+    def multi_query(self, splits: Splits) -> list[Sample]:
+        raise NotImplementedError
+
+    def examine(self, splits: Splits) -> Any:
+        raise NotImplementedError
+
+
+OWN = OwnImages()

@@ -1,0 +1,160 @@
+"""Output folders: what a run is, whose folder it is, what it says of itself."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reid.core.files import write_json, write_text
+from reid.core.types import ReidError, Splits
+from reid.training import config as recipes
+
+if TYPE_CHECKING:
+    from reid.models.embedder import Embedder
+    from reid.training.config import Config, PretrainConfig
+
+
+
+DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "scgnet_s.safetensors"
+
+
+class Facts:
+    """What an output folder says of its run: OUTPUT/run.json."""
+
+    def __init__(self, file: Path, values: dict[str, Any]) -> None:
+        self.file, self.values = file, values
+
+    def keep(self, **values: Any) -> None:
+        self.values |= values
+        write_json(self.file, self.values)
+
+
+def run_of(
+    kind: str,
+    splits: Splits,
+    args: argparse.Namespace,
+    config: Config | None = None,
+    *,
+    weights: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """What makes a run on people this one and not another."""
+    from reid.models.checkpoint import file_digest
+    from reid.training.data import identity
+
+    return {
+        "kind": kind,
+        "dataset": splits.name,
+        "data_root": splits.root,
+        "data": identity([s.path for s in [*splits.train, *splits.query, *splits.gallery]]),
+        "skip_bad": args.skip_bad,
+        "weights": file_digest(weights) if weights else None,
+        "recipe": recipes.as_dict(config) if config and not weights else None,
+        **more,
+    }
+
+
+@contextlib.contextmanager
+def claimed(output: Path, now: dict[str, Any], config: Config | PretrainConfig | None = None) -> Iterator[Facts]:
+    """The output folder, this process's alone for now; ReidError where it is of a different run.
+
+    It is the same run where its kind, data, recipe and weights are, which `now` says; then work goes on where it was.
+    `train` and the main job are of one kind: the one goes on where the other ended. Of several processes the first one
+    claims it.
+    """
+    if not first_process():
+        yield Facts(output / "run.json", {})
+        return
+    if output.exists() and not output.is_dir():
+        raise ReidError(f"{output} is a file: give a folder with --output")
+    output.mkdir(parents=True, exist_ok=True)
+    facts = Facts(output / "run.json", now)
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ReidError(f"another process works in {output}: wait for it, or give another --output") from None
+        if facts.file.exists():
+            try:
+                then = json.loads(facts.file.read_text(encoding="utf-8"))
+            except ValueError:
+                raise ReidError(f"{facts.file} is damaged: give another --output") from None
+            refuse_other_run(now, then, output)
+            facts.values = then
+        elif {path.name for path in output.iterdir()} - {".lock"}:
+            raise ReidError(f"{output} holds other files and no run of this program: give another --output")
+        else:
+            facts.keep()
+            if config:
+                write_text(output / "config.yaml", recipes.dump(config))
+        yield facts
+
+
+def refuse_other_run(now: dict[str, Any], then: dict[str, Any], output: Path) -> None:
+    def flat(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if k != "recipe"} | (values.get("recipe") or {})
+
+    mine, theirs = flat(now), flat(then)
+    changed = [key for key in mine if theirs.get(key) != mine[key]]
+    if changed:
+        told = ", ".join(f"{key} {theirs.get(key)!r} there, {mine[key]!r} now" for key in changed[:4])
+        raise ReidError(f"{output} holds a different run ({told}): give another --output, or delete it")
+
+
+def model_name(weights: str) -> str:
+    """For a folder's name: the file's, or of a run's model.safetensors the run's."""
+    path = Path(os.path.abspath(weights))
+    return path.parent.name if path.stem == "model" else path.stem
+
+
+def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    held = io.StringIO(newline="")
+    writer = csv.writer(held, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(file, held.getvalue().encode("utf-8", "backslashreplace").decode())  # paths may hold any bytes
+
+
+def default_weights() -> Path:
+    """The small model that comes with the program."""
+    if first_process():
+        print(f"model: weights/{DEFAULT_WEIGHTS.name}, since no --weights is given", file=sys.stderr)
+    return DEFAULT_WEIGHTS
+
+
+def load_embedder(weights: str | Path, args: argparse.Namespace) -> Embedder:
+    from reid.models.embedder import Embedder
+
+    embedder = Embedder(weights, device=args.device)
+    wanted, found = getattr(args, "backbone", None), embedder.card["architecture"]["backbone"]
+    if wanted and found != wanted:
+        raise ReidError(
+            f"{weights} holds {found}, --backbone asks for {wanted}: leave --backbone out, or give other weights"
+        )
+    return embedder
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started: the one that writes and tells."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Of several processes the first does it, then the others, who find what it wrote."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    from reid.training import distributed
+
+    with distributed.join().first_goes_first():
+        yield

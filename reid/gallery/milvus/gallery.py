@@ -1,0 +1,501 @@
+"""A gallery in Milvus: a cluster that several machines share, or Milvus Lite embedded in this program, for trying out.
+
+    milvus://HOST:PORT/NAME    a server or cluster, of Milvus 2.3 or newer; milvus+https:// over TLS. What the
+                               environment holds in MILVUS_TOKEN ("user:password", or an API key) is its password
+    milvus+lite:PATH.db        a folder that Milvus Lite keeps; one program has it open at a time
+
+Two collections are one gallery. NAME holds an image a row: its vector with a checksum, and what is known of it, so that
+filters apply before the search. NAME_about holds the manifest, the state, and the model in pieces, which each machine
+copies into its cache once.
+
+Milvus has no transactions. What an addition has written is seen, all at once, when it raises `next_key` in the state,
+and the next writer removes what a killed one left above it. An image that another one replaces is deleted after that,
+so readers may see both for a moment. A removal that is killed may have removed some of its images.
+
+The index is FLAT, exact, unless the place asks for another one when the gallery is made, and then for its depth when it
+is searched: milvus://HOST:PORT/NAME?index=IVF_SQ8&nlist=4096, and milvus://HOST:PORT/NAME?nprobe=64 (docs/scale.md).
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reid.core.files import atomic_file
+from reid.core.types import Ranking, ReidError
+from reid.gallery.base import Gallery, Snapshot, cache_folder, check_new
+from reid.gallery.filter import Filter
+from reid.gallery.folder.gallery import Entry, Forgotten, Info, hash_file
+from reid.gallery.folder.manifest import FORMAT_VERSION, METRIC, Manifest, as_manifest, damaged
+from reid.gallery.milvus.client import STEP, Collections, parse
+from reid.gallery.milvus.rows import COLUMNS, as_entry, as_row, group_of, listed, older, path_text, quoted, tag, where
+from reid.gallery.values import Pid, as_pid, as_seconds
+
+_LIMIT = 16_384  # images that Milvus answers at most (quotaAndLimits)
+_PIECE = 48_000  # bytes of the model in a row; Milvus holds 65,535 in one text
+
+
+class MilvusGallery(Gallery):
+    """Use `Gallery.create` or `Gallery.open`. Safe to use from several threads."""
+
+    def __init__(self, place: str, *, wait: float = 10.0) -> None:
+        self.place, self.wait = place, wait
+        self._at = Collections(place)
+        self._local = threading.local()
+
+    @classmethod
+    def create(
+        cls,
+        place: str | os.PathLike[str],
+        *,
+        dimension: int,
+        fingerprint: str,
+        input_size: tuple[int, int],
+        model: str | os.PathLike[str] | None = None,
+        wait: float = 10.0,
+    ) -> MilvusGallery:
+        """NAME and NAME_about must not exist."""
+        check_new(place, dimension, model)
+        gallery = cls(os.fspath(place), wait=wait)
+        there = [name for name in (gallery._at.images, gallery._at.about) if gallery._at.has(name)]
+        if there == [gallery._at.images] or gallery._at.text("manifest") is not None:
+            raise ReidError(f"gallery {place}: exists already; open it, or choose another name")
+        gallery.drop()  # of a creation that was killed
+        gallery._at.make(int(dimension))
+        digest = hash_file(model) if model is not None else None
+        if model is not None:
+            with open(model, "rb") as file:
+                for n, piece in enumerate(iter(lambda: file.read(_PIECE), b"")):
+                    gallery._at.put(f"model-{n:06}", base64.b64encode(piece).decode())
+        height, width = map(int, input_size)
+        manifest = Manifest(FORMAT_VERSION, fingerprint, (height, width), int(dimension), METRIC, digest)
+        gallery._at.put("state", json.dumps({"next_key": 0}))
+        gallery._at.put("manifest", json.dumps(asdict(manifest)))
+        return cls.open(place, wait=wait)
+
+    @classmethod
+    def open(cls, place: str | os.PathLike[str], *, wait: float = 10.0) -> MilvusGallery:
+        folder = parse(os.fspath(place)).folder
+        gallery = None if folder and not folder.exists() else cls(os.fspath(place), wait=wait)  # Milvus Lite makes it
+        text = None if gallery is None else gallery._at.text("manifest")
+        if gallery is None or text is None:
+            raise ReidError(f"gallery {place}: there is none; index a folder of images first")
+        try:
+            gallery._manifest = as_manifest(json.loads(text), gallery.place)
+        except ValueError:
+            raise damaged(gallery.place, "its manifest is not JSON") from None
+        if not gallery._at.load(gallery._at.images):
+            raise damaged(gallery.place, f"the collection {gallery._at.images} is missing")
+        gallery._next_key()
+        return gallery
+
+    @classmethod
+    def exists(cls, place: str | os.PathLike[str]) -> bool:
+        folder = parse(os.fspath(place)).folder
+        if folder is not None and not folder.exists():
+            return False
+        return cls(os.fspath(place))._at.text("manifest") is not None
+
+    def drop(self) -> None:
+        """Deletes the gallery."""
+        for name in (self._at.images, self._at.about):
+            if self._at.has(name):
+                self._at.call("drop_collection", name)
+
+    # ---- what is in it
+
+    @property
+    def model_path(self) -> Path | None:
+        """This machine's copy of it, in $XDG_CACHE_HOME/reid or ~/.cache/reid."""
+        digest = self._manifest.model
+        if digest is None:
+            return None
+        file = cache_folder() / f"{digest}.safetensors"
+        if not file.is_file() or hash_file(file) != digest:
+            pieces = sorted(self._at.texts("model-").items())
+            data = b"".join(base64.b64decode(text) for _, text in pieces)
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise damaged(self.place, "its model is not what was written")
+            with atomic_file(file) as temporary:
+                temporary.write_bytes(data)
+        return file
+
+    def count(self, filter: Filter | None = None) -> int:
+        with self.reading():
+            found = self._at.call("query", self._at.images, filter=self._where(filter), output_fields=["count(*)"])
+        return int(found[0]["count(*)"])
+
+    def entry(self, key: int) -> Entry:
+        with self.reading():
+            rows = self._rows_of([key], COLUMNS)
+        if not rows:
+            raise ReidError(f"gallery {self.place}: no image has the key {key}")
+        return as_entry(rows[key])
+
+    def entries(self, filter: Filter | None = None) -> Iterator[Entry]:
+        with self.reading():
+            where = self._where(filter)
+        for row in self._at.rows(where, COLUMNS):
+            yield as_entry(row)
+
+    def vectors(self, keys: Sequence[int] | np.ndarray) -> np.ndarray:
+        wanted = np.asarray(keys, np.int64)
+        rows = np.empty((len(wanted), self.dimension), np.float32)
+        with self.reading():
+            for start in range(0, len(wanted), STEP):
+                part = wanted[start : start + STEP].tolist()
+                found = self._rows_of(part, ["key", "vector"])
+                for place, key in enumerate(part, start):
+                    if key not in found:
+                        raise ReidError(f"gallery {self.place}: no image has the key {key}")
+                    rows[place] = found[key]["vector"]
+        return rows
+
+    def snapshot(self) -> Snapshot:
+        entries = list(self.entries())
+
+        def vectors(places: Sequence[int]) -> Iterator[np.ndarray]:
+            for start in range(0, len(places), STEP):
+                yield self.vectors([entries[place].key for place in places[start : start + STEP]])
+
+        return Snapshot(entries, vectors)
+
+    def info(self) -> Info:
+        """People, cameras and times are counted in a pass over what is known of all images."""
+        entries = list(self.entries())
+        cameras = collections.Counter(entry.camid for entry in entries if entry.camid is not None)
+        times = [entry.time for entry in entries if entry.time is not None]
+        added = [entry.added for entry in entries]
+        m, folder = self._manifest, self._at.folder
+        return Info(
+            m.format_version,
+            m.fingerprint,
+            m.input_size,
+            m.dimension,
+            m.metric,
+            m.model is not None,
+            len(entries),
+            len({entry.pid for entry in entries} - {None, -1, 0}),
+            dict(sorted(cameras.items())),
+            (min(times), max(times)) if times else None,
+            (min(added), max(added)) if added else None,
+            None,
+            None,
+            None if folder is None else sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        )
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Images that are added meanwhile are not seen; those that are removed are gone."""
+        if getattr(self._local, "next_key", None) is not None:
+            yield
+            return
+        self._local.next_key = self._next_key()
+        try:
+            yield
+        finally:
+            self._local.next_key = None
+
+    def _at_paths(self, paths: Sequence[str | bytes]) -> dict[str | bytes, tuple[int, str | None]]:
+        names = {path_text(path): path for path in paths}
+        found: dict[str | bytes, tuple[int, str | None]] = {}
+        with self.reading():
+            for row in self._among("path", list(names), ["key", "path", "hash"]):
+                found[names[row["path"]]] = row["key"], row["hash"] or None
+        return found
+
+    def _with_hashes(self, hashes: Sequence[str]) -> set[str]:
+        with self.reading():
+            return {row["hash"] for row in self._among("hash", [x for x in set(hashes) if x], ["hash"])}
+
+    def _among(self, column: str, values: Sequence[str], fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The images that have one of those texts in that column, by key."""
+        for start in range(0, len(values), STEP):
+            part = values[start : start + STEP]
+            yield from self._at.rows(f"{self._where(None)} and {column} in {listed(part)}", fields)
+
+    # ---- search
+
+    def search(
+        self,
+        vectors: np.ndarray,
+        top_k: int,
+        *,
+        exclude_camids: int | Sequence[int | None] | np.ndarray | None = None,
+        filter: Filter | None = None,
+        group_by: str | None = None,
+        threshold: float | None = None,
+    ) -> Ranking:
+        """As exact as the index of the collection; which of equal scores are the last of the top_k is up to Milvus."""
+        vectors, cameras = self._asked(vectors, top_k, exclude_camids)
+        if top_k > _LIMIT:
+            raise ReidError(f"gallery {self.place}: Milvus answers {_LIMIT:,} images at most, got top_k {top_k}")
+        keys = np.full((len(vectors), top_k), -1, dtype=np.int64)
+        scores = np.full((len(vectors), top_k), -np.inf, dtype=np.float32)
+        step = 1 if group_by is not None else max(1, 100_000 // top_k)
+        with self.reading():
+            if group_by not in (None, "pid") and not self._has_field(str(group_by)) and len(self):
+                raise self._no_group(str(group_by))
+            for camera in dict.fromkeys(cameras):
+                where = self._where(filter, camera)
+                rows = [q for q, own in enumerate(cameras) if own == camera]
+                for start in range(0, len(rows), step):
+                    part = rows[start : start + step]
+                    if group_by is None:
+                        answers = self._nearest(vectors[part], where, top_k)
+                    else:
+                        answers = [self._grouped(vectors[part], where, top_k, group_by)]
+                    for q, hits in zip(part, answers):
+                        keys[q, : len(hits)] = [key for key, _, _ in hits]
+                        scores[q, : len(hits)] = [score for _, score, _ in hits]
+        if threshold is not None:
+            keys[scores < threshold], scores[scores < threshold] = -1, -np.inf
+        return Ranking(keys, scores)
+
+    def _nearest(
+        self, queries: np.ndarray, where: str, top_k: int, fields: Sequence[str] = ()
+    ) -> list[list[tuple[int, float, dict[str, Any]]]]:
+        """(key, score, those columns) of the nearest images of each query."""
+        found = self._at.call(
+            "search", self._at.images, data=list(queries), anns_field="vector", filter=where, limit=top_k,
+            output_fields=["key", *fields], search_params=self._at.search_params,
+        )  # fmt: skip
+        hits = [[(h["key"], min(1.0, max(-1.0, h["distance"])), h["entity"]) for h in answer] for answer in found]
+        return [sorted(answer, key=lambda hit: (-hit[1], hit[0])) for answer in hits]
+
+    def _grouped(self, query: np.ndarray, where: str, top_k: int, group_by: str) -> list[tuple[int, float, Any]]:
+        """The nearest image of each of the nearest groups: those found are left out and the next ones asked for."""
+        best: dict[object, tuple[int, float, Any]] = {}
+        limit = min(4 * top_k, _LIMIT)
+        while len(best) < top_k:
+            named = [group for group in best if isinstance(group, str)]
+            alone = [key for key in best if isinstance(key, int)]
+            parts = [where]
+            if named and group_by == "pid":
+                parts.append(f"pid not in {listed(named)}")
+            elif named:
+                parts.append(f"not array_contains_any(tags, {listed([tag(group_by, text) for text in named])})")
+            if alone:
+                parts.append(f"key not in {alone}")
+            (hits,) = self._nearest(query, " and ".join(parts), limit, ["pid" if group_by == "pid" else "fields"])
+            for hit in hits:
+                best.setdefault(group_of(hit, group_by), hit)
+            if len(hits) < limit:
+                break
+        return list(best.values())[:top_k]
+
+    def _has_field(self, name: str) -> bool:
+        where = f"{self._where(None)} and array_contains(tags, {quoted(tag(name))})"
+        return bool(self._at.call("query", self._at.images, filter=where, output_fields=["key"], limit=1))
+
+    def _where(self, filter: Filter | None, camera: int | None = None) -> str:
+        return where(filter, self._local.next_key, camera)
+
+    # ---- writing
+
+    def expire(self, before: float) -> int:
+        """Milvus takes them out of its files as after `forget`."""
+        with self._writing():
+            with self.reading():
+                old = f"{self._where(None)} and {older(as_seconds(before) or 0.0)}"
+            count = self._remove(None, [row["key"] for row in self._at.rows(old, ["key"])])
+        self._merge_files()
+        return count
+
+    def forget(self, pid: Pid) -> Forgotten:
+        """No query and no search finds them: that is proved. Milvus marks what is deleted, and takes it out of its
+        files when it merges them, which it is asked for; the old files, its log, and backups are its own matter."""
+        person = as_pid(pid)
+        if person is None:
+            raise ReidError(f"gallery {self.place}: forgetting takes a person's pid")
+        with self._writing():
+            entries = list(self.entries(Filter(pids=[person])))
+            keys = [entry.key for entry in entries]
+            vectors = self.vectors(keys)
+            self._remove(None, keys)
+        merged = self._merge_files()
+        left = self.count(Filter(pids=[person])) + sum(
+            self.count(Filter(keys=keys[start : start + STEP])) for start in range(0, len(keys), STEP)
+        )
+        for start in range(0, len(keys), STEP):
+            left += int(np.isin(self.search(vectors[start : start + STEP], 1).keys, keys).sum())
+        if left:
+            raise ReidError(f"gallery {self.place}: images of the person are found still; run it again")
+        return Forgotten(len(entries), f"no query and no search finds them; {merged}")
+
+    def compact(self) -> None:
+        """Milvus does it by itself, too."""
+        self._merge_files()
+
+    def _merge_files(self) -> str:
+        """Asks Milvus to take what was deleted out of its files; what it has done by then, a clause."""
+        self._at.call("flush", self._at.images)
+        if self._at.folder is not None:
+            return ("Milvus Lite keeps deleted rows in its files until it merges these by itself: to be sure, merge "
+                    "what remains into another gallery and delete this one")  # fmt: skip
+        job = self._at.call("compact", self._at.images)
+        end = time.monotonic() + self.wait
+        while (state := str(self._at.call("get_compaction_state", job))) != "Completed" and time.monotonic() < end:
+            time.sleep(0.2)
+        done = "has merged its files" if state == "Completed" else f"was asked to merge its files (job {job}, {state})"
+        return (f"Milvus {done} and deletes the old ones after its retention time (dataCoord.gc.dropTolerance); its "
+                "message log and backups were not looked at")  # fmt: skip
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Every writer says that it is there, and goes on if no other one is: of two that meet, at least one sees the
+        other."""
+        me = f"writer-{uuid.uuid4().hex}"
+        end = time.monotonic() + self.wait
+        while True:
+            self._at.put(me, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}))
+            others = [text for name, text in self._at.texts("writer-").items() if name != me]
+            others = [text for text in others if not _is_dead(json.loads(text))]
+            if not others:
+                break
+            self._at.call("delete", self._at.about, ids=[me])
+            if time.monotonic() >= end:
+                who = json.loads(others[0])
+                raise ReidError(
+                    f"gallery {self.place}: process {who['process']} of {who['host']} is writing to it, for more than "
+                    f"{self.wait:g} seconds; try again later, or if it is there no more, gallery check --repair"
+                )
+            time.sleep(random.uniform(0.02, 0.1))
+        try:
+            self._finish()
+            yield
+        finally:
+            self._at.call("delete", self._at.about, ids=[me])
+
+    def _finish(self) -> None:
+        """What a killed writer left: images of an addition that it did not finish, and those that were replaced."""
+        state = self._state()
+        self._delete([row["key"] for row in self._at.rows(f"key >= {state['next_key']}", ["key"])])
+        if "replacing" in state:
+            new = [row["path"] for row in self._at.rows(f"key >= {state['replacing']}", ["key", "path"])]
+            with self.reading():
+                old = [row["key"] for row in self._among("path", new, ["key"]) if row["key"] < state["replacing"]]
+            self._delete(old)
+            self._at.put("state", json.dumps({"next_key": state["next_key"]}))
+
+    def _append(
+        self,
+        writer: None,
+        vectors: Iterable[np.ndarray],
+        rows: Sequence[tuple[Any, ...]],
+        added: Sequence[float],
+        replaced: Sequence[int] = (),
+    ) -> np.ndarray:
+        first = self._next_key()
+        keys = np.arange(first, first + len(rows), dtype=np.int64)
+        done = 0
+        for block in vectors:
+            for start in range(0, len(block), STEP):
+                part = np.ascontiguousarray(block[start : start + STEP])
+                some = slice(done, done + len(part))
+                self._at.call("insert", self._at.images, data=[
+                    as_row(key, vector, row, since)
+                    for key, vector, row, since in zip(keys[some].tolist(), part, rows[some], added[some])
+                ])  # fmt: skip
+                done += len(part)
+        if self._at.folder is not None:  # Milvus Lite looks at rows that are in no file yet one by one
+            self._at.call("flush", self._at.images)
+        if rows:
+            state = {"next_key": first + len(rows)}
+            self._at.put("state", json.dumps(state | ({"replacing": first} if replaced else {})))
+            if replaced:
+                self._delete(list(replaced))
+                self._at.put("state", json.dumps(state))
+        return keys
+
+    def _remove(self, writer: None, keys: list[int]) -> int:
+        self._delete(keys)
+        return len(keys)
+
+    def _is_same(self, other: Gallery) -> bool:
+        return isinstance(other, MilvusGallery) and parse(self.place)[:2] == parse(other.place)[:2]
+
+    def _delete(self, keys: list[int]) -> None:
+        for start in range(0, len(keys), STEP):
+            self._at.call("delete", self._at.images, ids=keys[start : start + STEP])
+
+    # ---- check and repair
+
+    def check(self) -> list[str]:
+        """What is wrong, a line each: every vector is held against its checksum."""
+        next_key = self._next_key()
+        paths: collections.Counter[str] = collections.Counter()
+        lost, unfinished = self._lost(), 0
+        for row in self._at.rows("", ["key", "path"]):
+            paths[row["path"]] += row["key"] < next_key
+            unfinished += row["key"] >= next_key
+        twice = sum(count > 1 for count in paths.values())
+        troubles = [f"{len(lost)} vectors are not what was written"] if lost else []
+        troubles += [f"{twice} paths are there twice, since a writer was killed"] if twice else []
+        troubles += [f"{unfinished} images of an addition that was not finished"] if unfinished else []
+        try:
+            _ = self.model_path
+        except ReidError:
+            troubles.append("its model is not what was written")
+        return troubles
+
+    def repair(self) -> tuple[list[Entry], list[str]]:
+        """Drops the images whose vectors are not what was written, and what killed writers left; returns those images,
+        and what is wrong still."""
+        for name in self._at.texts("writer-"):
+            self._at.call("delete", self._at.about, ids=[name])
+        with self._writing():
+            dropped = [self.entry(key) for key in self._lost()]
+            self._delete([entry.key for entry in dropped])
+        return dropped, self.check()
+
+    def _lost(self) -> list[int]:
+        with self.reading():
+            where = self._where(None)
+        rows = self._at.rows(where, ["key", "vector", "checksum"])
+        return [row["key"] for row in rows if zlib.crc32(np.array(row["vector"], "<f4").tobytes()) != row["checksum"]]
+
+    def _rows_of(self, keys: Sequence[int], fields: Sequence[str]) -> dict[int, dict[str, Any]]:
+        seen = [int(key) for key in keys if 0 <= key < self._local.next_key]
+        rows = self._at.call("get", self._at.images, ids=seen, output_fields=list(fields)) if seen else []
+        return {row["key"]: row for row in rows}
+
+    def _state(self) -> dict[str, int]:
+        try:
+            state: dict[str, int] = json.loads(self._at.text("state") or "")
+            return {name: int(value) for name, value in state.items()}
+        except (ValueError, AttributeError):
+            raise damaged(self.place, "its state is not what was written") from None
+
+    def _next_key(self) -> int:
+        """Above the keys of all images; those of an addition that goes on are above it."""
+        return self._state()["next_key"]
+
+
+def _is_dead(writer: Mapping[str, Any]) -> bool:
+    """Whether that process was one of this machine, and is no more."""
+    if writer["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(writer["process"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,255 @@
+"""The whole model: pixels in, embeddings out; mean and std inside; one file that carries its own card.
+
+model = load_model("model.safetensors")
+model.embed(pixels)        # uint8 or [0, 1] (B, 3, H, W) -> (B, D)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import mgn
+from reid.core.types import ReidError
+from reid.models import checkpoint
+from reid.models.backbones import Source
+from reid.training.config import Config
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
+NO_FLIP = "-noflip"  # what a fingerprint ends with where the mirror image is not looked at
+
+ARCHITECTURE = ("backbone", "branches", "dim", "pool", "neck")  # the keys of Config that shape the network
+
+
+class ReidModel(nn.Module):
+    """Backbone and head with the preprocessing inside.
+
+    card: what a saved model says of itself; "architecture", "input_size" (height, width), "mean" and "std" (RGB, of
+    pixels in [0, 1]) and "num_classes" build it, the rest (recipe, data, scores, git revision) describes it. An
+    architecture with "projection" has a matrix (features x values, projection) at its end, which nothing trains.
+    weights: of the whole backbone, to start from.
+    """
+
+    mean: Tensor
+    std: Tensor
+    projection: Tensor | None
+
+    def __init__(self, card: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.card = card
+        shape = card["architecture"]
+        source = Source(shape["backbone"], weights)
+        self.head = mgn.MGN(
+            source.trunk(),
+            source.make_branch,
+            source.backbone.channels,
+            card["num_classes"],
+            branches=[mgn.Branch(*branch) for branch in shape["branches"]],
+            dim=shape["dim"],
+            pool=shape["pool"],
+            neck=shape["neck"],
+        )
+        self.register_buffer("mean", torch.tensor(card["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(card["std"]).view(1, 3, 1, 1), persistent=False)
+        dimension, kept = len(self.head.names) * shape["dim"], shape.get("projection")
+        self.register_buffer("projection", torch.zeros(dimension, kept) if kept else None)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        height, width = self.card["input_size"]
+        return height, width
+
+    @property
+    def dimension(self) -> int:
+        """Values of an embedding: features x values a feature, or those that a projection leaves of them."""
+        if self.projection is not None:
+            return self.projection.shape[1]
+        return len(self.head.names) * self.card["architecture"]["dim"]
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells models apart: of everything that an embedding depends on, so not of the classifier.
+
+        Computed anew at each call (0.02 s for SCGNet-S): the weights may have been trained since.
+        """
+        depends = {key: self.card[key] for key in ("architecture", "input_size", "mean", "std")}
+        described = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())
+        described.update(checkpoint.digest(_without_classifier(self.state_dict())).encode())
+        return described.hexdigest()[:16]
+
+    def start_from(self, other: ReidModel, name: str) -> None:
+        """Takes over every weight but the classifier's, from a model that has this one's branches and perhaps more.
+        A projection stays behind.
+
+        ReidError, which calls it `name`, where it lacks a branch or differs otherwise.
+        """
+        mine, theirs = ({key: m.card["architecture"][key] for key in ARCHITECTURE} for m in (self, other))
+        if all(branch in theirs["branches"] for branch in mine["branches"]):
+            theirs["branches"] = mine["branches"]
+        if mine != theirs:
+            told = ", ".join(f"{key} {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key])
+            raise ReidError(f"{name} is a model of another architecture ({told})")
+        self.head.start_from(other.head)
+
+    def with_branches(self, parts: Sequence[int]) -> ReidModel:
+        """A model of the branches with that many parts alone, without classifier; it has a fingerprint of its own.
+
+        ReidError where there is no such branch, or a projection of them all.
+        """
+        if self.projection is not None:
+            raise ReidError("the model ends in a projection, of all its branches: choose them of the model that it was "
+                            "made from")  # fmt: skip
+        table = self.card["architecture"]["branches"]
+        absent = [count for count in parts if count not in [branch[0] for branch in table]]
+        if absent or not parts:
+            raise ReidError(f"the model's branches are of {', '.join(str(b[0]) for b in table)} parts, not "
+                            f"{', '.join(map(str, absent)) or 'none'}")  # fmt: skip
+        return self._slimmed(branches=[branch for branch in table if branch[0] in parts])
+
+    def with_projection(self, matrix: Tensor) -> ReidModel:
+        """A model whose embeddings are this one's times a matrix (D, fewer), without classifier; it has a fingerprint
+        of its own. ReidError where it ends in one already.
+        """
+        if self.projection is not None:
+            raise ReidError(f"the model ends in a projection to {self.dimension} values: give the model that it was "
+                            "made from")  # fmt: skip
+        slim = self._slimmed(projection=matrix.shape[1])
+        assert slim.projection is not None
+        slim.projection.copy_(matrix)
+        return slim
+
+    def _slimmed(self, **changes: Any) -> ReidModel:
+        card = {key: value for key, value in self.card.items() if key not in ("calibration", "scores")}
+        slim = ReidModel(card | {"architecture": self.card["architecture"] | changes, "num_classes": 0})
+        slim.start_from(self, "the model")
+        return slim.eval()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """RGB (B, 3, H, W), uint8 or [0, 1] -> zero mean, unit variance by the card."""
+        scale = self.std * (255 if pixels.dtype == torch.uint8 else 1)
+        return torch.addcmul(-self.mean / self.std, pixels.float(), 1 / scale)
+
+    def forward(self, pixels: Tensor) -> mgn.Heads:
+        """RGB (B, 3, H, W), uint8 or [0, 1] -> Heads."""
+        return self.head(self.normalise(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """The same pixels -> each feature after the neck, (B, F, D), in the order of `head.names`."""
+        return self.head.features(self.normalise(pixels))[1]
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """The same pixels -> (B, F * D), or what the projection leaves of them, not yet of unit length."""
+        vectors = self.features(pixels).flatten(1)
+        return vectors if self.projection is None else vectors @ self.projection
+
+
+def make_card(config: Config, num_classes: int) -> dict[str, Any]:
+    """The card of a new model of this recipe."""
+    recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
+    return {
+        "architecture": {key: recipe[key] for key in ARCHITECTURE},
+        "input_size": [config.height, config.width],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "num_classes": num_classes,
+        "recipe": recipe,
+        "git_revision": git_revision(),
+    }
+
+
+def check_input_size(model: ReidModel) -> None:
+    """ReidError where the model's input is too small for its strides and stripes."""
+    try:
+        _embed_blank(model)
+    except (ValueError, RuntimeError):
+        raise ReidError(
+            f"input {'x'.join(map(str, model.input_size))} is too small for the strides of "
+            f"{model.card['architecture']['backbone']}: each branch needs a map of at least "
+            f"{max(b.parts for b in model.head.table)} rows; try --set height=128 width=64 or more"
+        ) from None
+
+
+def multiply_adds(model: ReidModel) -> int:
+    """Multiply-adds of embedding one image of the model's input size: convolutions and reductions."""
+    with FlopCounterMode(display=False) as counter:
+        _embed_blank(model)
+    return counter.get_total_flops() // 2
+
+
+def _embed_blank(model: ReidModel) -> None:
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval().embed(torch.zeros(1, 3, *model.input_size, device=model.mean.device))
+    finally:
+        model.train(training)
+
+
+def save_model(model: ReidModel, path: str | Path, *, classifier: bool = True, half: bool = False) -> None:
+    """Writes weights and card as one safetensors file. Without the classifier the model still embeds as before.
+
+    half: matrices and kernels in float16, half the size; vectors, batch norms' among them, stay as they are.
+    Raises ReidError for weights that are not finite, or not in float16: the training ran away, though its losses may
+    have looked sound, since a batch norm divides any size out.
+    """
+    state, card = model.state_dict(), dict(model.card)
+    if not classifier:
+        state, card["num_classes"] = _without_classifier(state), 0
+    if half:
+        state = {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
+        kept = ReidModel(card)
+        kept.load_state_dict(state)
+        if kept.fingerprint != model.fingerprint:  # rounded weights have one of their own, and other scores
+            card.pop("calibration", None)
+        model = kept
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ReidError(
+                f"{path}: {name} holds values that are not finite{' in float16' if half else ''}: the training ran "
+                "away; train again with a smaller rate (--set lr=...)"
+            )
+    checkpoint.write(path, "model", state, {**card, "fingerprint": model.fingerprint})
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether a file is a model of this program, rather than weights of a backbone."""
+    return checkpoint.kind(path) == "model"
+
+
+def load_model(path: str | Path) -> ReidModel:
+    """The model of a file that `save_model` wrote, in evaluation mode, in float32, on the CPU.
+
+    Raises ReidError where the file is missing, damaged, a pickle, without a card, or does not hold what its card says.
+    """
+    state, card = checkpoint.read(path, "model")
+    try:
+        model = ReidModel(card)
+        model.load_state_dict(state, strict=True)
+        _ = model.input_size  # the one part of the card that the network itself does not ask for
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ReidError(f"{path}: weights and card do not agree, so it is of another architecture ({reason})") from None
+    return model.eval()
+
+
+def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name != "head.classifier"}
+
+
+def git_revision() -> str | None:
+    """Of the checkout that runs, "-dirty" where files differ from it; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,508 @@
+"""The report of a finished run: metrics.json, report.md, ranked.png, scores.png and curves.png in the run's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from reid.core.files import write_text
+from reid.core.tables import markdown_table
+from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
+from reid.report.sheets import choose_queries, draw_curves, draw_ranked, draw_scores, ranked_rows
+from reid.retrieval.bootstrap import LEVEL, RESAMPLES, intervals
+from reid.retrieval.evaluate import Scores
+from reid.retrieval.protocol import COSINE, Method, evaluate_camera_pairs
+from reid.retrieval.verification import OpenSet, Verification, open_set, verify
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run knows of itself beside its scores. None where it does not apply or is not known."""
+
+    command: str  # as typed
+    backbone: str
+    parameters: int  # of the network as saved
+    input_size: tuple[int, int]  # (height, width) in pixels
+    fingerprint: str  # of the weights
+    embed_images_per_second: float | None  # None: the features were there already
+    multiply_adds: int | None = None  # for one image of input_size
+    train_seconds: float | None = None  # None: not trained by this run
+    weights: str | None = None  # the file given instead of training
+    git_revision: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # reid.training.config keys
+
+
+class Further(NamedTuple):
+    """What a report tells beside the scores of the ranking. None where the data does not allow it."""
+
+    camera_pairs: dict[tuple[int, int], Scores]  # (query camera, gallery camera)
+    verification: Verification | None
+    open_set: OpenSet | None
+    missing: list[str]  # why
+
+
+class Published(NamedTuple):
+    """One published result, in percent as printed, without re-ranking."""
+
+    method: str
+    backbone: str
+    rank1: float
+    mAP: float
+    rule: str  # step, trapezoid, or "not stated"
+    source: str
+
+
+_PAPER = "SCGNet (Zhang et al. 2023), Tables IX and X"
+_MGN = "MGN (Wang et al. 2018)"
+_LUO = "BagOfTricks (Luo et al. 2019)"
+_LIGHT = "LightMBN (Herzog et al. 2021)"
+
+# Table IX and X of the paper, and the named peers. The rule of the average precision only where its code shows it.
+PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "market1501": (
+        Published("MGN", "SCGNet-L", 95.9, 88.1, "not stated", _PAPER),
+        Published("MGN", "MobileNetV2", 95.3, 87.0, "not stated", _PAPER),
+        Published("MGN", "ShuffleNetV2 1.5x", 94.9, 87.6, "not stated", _PAPER),
+        Published("MGN", "ResNet-50", 95.7, 86.9, "not stated", _MGN),
+        Published("BagOfTricks", "ResNet-50", 94.5, 85.9, "step", _LUO),
+        Published("LightMBN", "OSNet", 96.3, 91.5, "not stated", _LIGHT),
+        Published("MGN", "ResNet-50-ibn", 95.8, 89.8, "step", "fastreid"),
+        Published("OSNet", "OSNet x1.0", 94.2, 82.6, "step", "torchreid"),
+        Published("OSNet", "OSNet x0.25", 91.2, 75.0, "step", "torchreid"),
+    ),
+    "dukemtmc": (
+        Published("MGN", "SCGNet-L", 89.4, 79.4, "not stated", _PAPER),
+        Published("MGN", "MobileNetV2", 88.5, 77.7, "not stated", _PAPER),
+        Published("MGN", "ShuffleNetV2 1.5x", 89.3, 78.6, "not stated", _PAPER),
+        Published("MGN", "ResNet-50", 88.7, 78.4, "not stated", _MGN),
+        Published("BagOfTricks", "ResNet-50", 86.4, 76.4, "step", _LUO),
+        Published("LightMBN", "OSNet", 92.1, 83.7, "not stated", _LIGHT),
+        Published("MGN", "ResNet-50-ibn", 91.1, 82.0, "step", "fastreid"),
+        Published("OSNet", "OSNet x1.0", 87.0, 70.2, "step", "torchreid"),
+        Published("OSNet", "OSNet x0.25", 82.0, 61.4, "step", "torchreid"),
+    ),
+    "cuhk03np_labeled": (
+        Published("MGN", "SCGNet-L", 77.57, 74.27, "not stated", _PAPER),
+        Published("MGN", "MobileNetV2", 75.57, 72.02, "not stated", _PAPER),
+        Published("MGN", "ShuffleNetV2 1.5x", 74.57, 70.86, "not stated", _PAPER),
+        Published("MGN", "ResNet-50", 68.20, 67.40, "not stated", _MGN),
+        Published("LightMBN", "OSNet", 87.2, 85.1, "not stated", _LIGHT),
+    ),
+    "cuhk03np_detected": (
+        Published("MGN", "SCGNet-L", 75.29, 71.58, "not stated", _PAPER),
+        Published("MGN", "MobileNetV2", 74.21, 69.09, "not stated", _PAPER),
+        Published("MGN", "ShuffleNetV2 1.5x", 72.93, 68.69, "not stated", _PAPER),
+        Published("MGN", "ResNet-50", 66.80, 66.00, "not stated", _MGN),
+        Published("LightMBN", "OSNet", 85.4, 82.6, "not stated", _LIGHT),
+    ),
+}
+
+# The rest of the recipe is in config.yaml.
+MAIN_KEYS = (
+    "pretrained", "pool", "neck", "p", "k", "epochs", "warmup_epochs", "lr", "weight_decay",
+    "smoothing", "margin", "triplet", "pad", "flip", "erase", "holdout", "precision", "seed",
+)  # fmt: skip
+
+
+def write_report(
+    output: Path,
+    *,
+    splits: Splits,
+    scores: Scores,
+    query_features: np.ndarray,
+    gallery_features: np.ndarray,
+    run: RunFacts,
+    history: Sequence[dict[str, Any]] | None = None,
+    method: Method = COSINE,
+    bonus: csr_array | None = None,
+) -> None:
+    """Writes ranked.png, scores.png, curves.png (with a `history`), report.md and metrics.json into `output`.
+
+    Features are (Q, D) and (G, D) of unit length, rows as in `splits.query` and `splits.gallery`; memory-mapped ones
+    are read in blocks. They, and the `bonus` (see `reid.retrieval.evaluate`), are what `method` says. `history` is training's,
+    one dict an epoch (see `reid.report.sheets.draw_curves`). Each file is written whole; metrics.json comes last, so where
+    it is, the report is complete.
+    """
+    chosen = choose_queries(scores.average_precision)
+    rows = ranked_rows(chosen, splits, scores, query_features, gallery_features, bonus=bonus)
+    draw_ranked(
+        rows, output / "ranked.png", title=f"{_title(splits, run)}: the worst queries, then better ones up to the best"
+    )
+    if history:
+        draw_curves(history, output / "curves.png")
+    further = measure_further(splits, query_features, gallery_features, bonus)
+    draw_scores(scores, further.verification, output / "scores.png", title=_title(splits, run))
+    text = report_text(splits, scores, run, history, method, further)
+    write_text(output / "report.md", text.encode("utf-8", "backslashreplace").decode())  # paths may hold any bytes
+    values = metrics(splits, scores, run, history)
+    queries = values.pop("queries")  # last: it is long
+    values |= {"method": asdict(method)} | further_metrics(further) | {"queries": queries}
+    write_text(output / "metrics.json", metrics_text(values))
+
+
+def measure_further(
+    splits: Splits, query_features: np.ndarray, gallery_features: np.ndarray, bonus: csr_array | None = None
+) -> Further:
+    """Camera pairs, verification and open set of what `write_report` is given."""
+    ids = [np.array([s[i] for s in samples]) for i in (1, 2) for samples in (splits.query, splits.gallery)]
+    pairs = evaluate_camera_pairs(query_features, gallery_features, *ids, bonus=bonus)
+    verification, opened, missing = None, None, []
+    try:
+        verification = verify(query_features, gallery_features, *ids)
+    except ReidError as error:
+        missing.append(f"Verification is left out: {error}.")
+    try:
+        opened = open_set(query_features, gallery_features, *ids)
+    except ReidError as error:
+        missing.append(f"Open set identification is left out: {error}.")
+    return Further(pairs, verification, opened, missing)
+
+
+def further_metrics(further: Further) -> dict[str, Any]:
+    """The values of metrics.json that come of `further`: fractions in [0, 1], thresholds cosine."""
+    v, o = further.verification, further.open_set
+    return {
+        "camera_pairs": [
+            {"query": mine, "gallery": other, "rank1": s.rank1, "mAP": s.mAP, "queries": int(s.valid.sum())}
+            for (mine, other), s in further.camera_pairs.items()
+        ],
+        "verification": v and {
+            "points": [point._asdict() for point in v.points],
+            "auc": v.auc,
+            "eer": v.eer,
+            "num_genuine": v.num_genuine,
+            "num_impostor": v.num_impostor,
+        },
+        "open_set": o and {
+            "points": [point._asdict() for point in o.points],
+            "num_mated": o.num_mated,
+            "num_non_mated": o.num_non_mated,
+            "draws": o.draws,
+        },
+    }  # fmt: skip
+
+
+def metrics(
+    splits: Splits, scores: Scores, run: RunFacts, history: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The values of metrics.json, which `reid.report.compare` reads; the file stands alone, without the run's folder.
+
+    Scores are fractions in [0, 1], unrounded; seconds; images a second. image_passes counts the images that training
+    saw, the "images" of the last epoch in `history`: 0 of an empty history, None without one. "queries" holds a list
+    a key over the Q queries in their order, fractions rounded to 6 digits to keep the file small, None where the query
+    has no match; first_rank counts from 1. "images" names the query and gallery images, whatever folder they lie in
+    (see `images_digest`).
+    """
+    found = scores.valid.tolist()
+
+    def rounded(values: np.ndarray) -> list[float | None]:
+        return [round(value, 6) if has else None for value, has in zip(values.tolist(), found, strict=True)]
+
+    passes = history[-1]["images"] if history else 0
+    return {
+        "command": run.command,
+        "dataset": splits.name,
+        "official_split": splits.official_split,
+        "rank1": float(scores.rank1),
+        "rank5": float(scores.rank5),
+        "rank10": float(scores.rank10),
+        "mAP": float(scores.mAP),
+        "mAP_trapezoid": float(scores.mAP_trapezoid),
+        "mINP": float(scores.mINP),
+        "num_query": int(scores.num_query),
+        "num_gallery": int(scores.num_gallery),
+        "num_query_without_match": int(scores.num_query_without_match),
+        "image_passes": None if history is None else passes,
+        "train_seconds": run.train_seconds,
+        "embed_images_per_second": run.embed_images_per_second,
+        "backbone": run.backbone,
+        "input_size": list(run.input_size),
+        "parameters": run.parameters,
+        "multiply_adds": run.multiply_adds,
+        "fingerprint": run.fingerprint,
+        "git_revision": run.git_revision,
+        "recipe": dict(run.recipe),
+        "images": {"query": images_digest(splits.query), "gallery": images_digest(splits.gallery)},
+        "queries": {
+            "pid": [int(sample.pid) for sample in splits.query],
+            "camid": [int(sample.camid) for sample in splits.query],
+            "average_precision": rounded(scores.average_precision),
+            "trapezoid": rounded(scores.trapezoid),
+            "inverse_penalty": rounded(scores.inverse_penalty),
+            "first_rank": [rank if rank > 0 else None for rank in scores.first_rank.tolist()],
+        },
+    }
+
+
+def metrics_text(values: Mapping[str, Any]) -> str:
+    """JSON with a line a key, so that the lists of "queries" take a line each. Ends in a newline."""
+
+    def write(value: Any, margin: str) -> str:
+        if not isinstance(value, Mapping):
+            return json.dumps(value)  # ASCII: a command line may hold any bytes
+        lines = [f"{margin}{json.dumps(key)}: {write(inner, margin + '  ')}" for key, inner in value.items()]
+        return "\n".join(["{", ",\n".join(lines), margin[2:] + "}"])
+
+    return write(values, "  ") + "\n"
+
+
+def images_digest(samples: Sequence[Sample]) -> str:
+    """16 hex digits of the samples in their order: of their pids, camids and the names of their files, not folders."""
+    named = [[Path(sample.path).name, int(sample.pid), int(sample.camid)] for sample in samples]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+
+
+def summary_table(splits: Splits, scores: Scores, run_name: str = "this run") -> str:
+    """The scores in percent, aligned for a terminal, and what they were counted on. No newline at the end."""
+    columns = {
+        "Rank-1": scores.rank1,
+        "Rank-5": scores.rank5,
+        "Rank-10": scores.rank10,
+        "mAP": scores.mAP,
+        "mAP (trapezoid)": scores.mAP_trapezoid,
+        "mINP": scores.mINP,
+    }
+    first = max(len(splits.name), len(run_name))
+    widths = [max(len(name), len("100.0")) for name in columns]
+    names = [name.rjust(width) for name, width in zip(columns, widths, strict=True)]
+    values = [_percent(value).rjust(width) for value, width in zip(columns.values(), widths, strict=True)]
+    split = " (not the official split)" if splits.official_split is False else ""
+    return "\n".join(
+        (
+            "  ".join((splits.name.ljust(first), *names)),
+            "  ".join((run_name.ljust(first), *values)),
+            f"percent; {_queries(scores)}{split}",
+        )
+    )
+
+
+def report_text(
+    splits: Splits,
+    scores: Scores,
+    run: RunFacts,
+    history: Sequence[dict[str, Any]] | None,
+    method: Method,
+    further: Further,
+) -> str:
+    """report.md, which links ranked.png, scores.png and, with a `history`, curves.png beside it."""
+    parts = [f"# {_title(splits, run)}", *_notice(splits), *_scores(splits, scores, method)]
+    parts += _published(splits, scores, run)
+    parts += ["## Ranked lists", "![Queries with their ten nearest gallery images](ranked.png)"]
+    parts.append(
+        "Green with a tick: the same person; red with a cross: another. Images of the query's person from its own "
+        "camera, and junk, are left out, as in the scores. Under each image: cosine similarity, camera, person."
+    )
+    parts += _further(further, method)
+    parts += _training(run, history)
+    parts += ["## Model", _model(run), "## Data", _data(splits), "## Run", _run(run)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(splits: Splits, run: RunFacts) -> str:
+    return f"{run.backbone} on {splits.name}" + (" (not the official split)" if splits.official_split is False else "")
+
+
+def _notice(splits: Splits) -> list[str]:
+    if splits.official_split is False:
+        first = "**This is not the official split**: published figures are for orientation, not for comparison."
+    elif splits.official_split:
+        first = "The official split: its counts equal the published ones."
+    else:
+        first = "There is no official split of this data set: compare only with figures measured on the same files."
+    return ["\n".join([first, *([""] if splits.warnings else []), *(f"- {warning}" for warning in splits.warnings)])]
+
+
+def _scores(splits: Splits, scores: Scores, method: Method) -> list[str]:
+    header = ("Rank-1", "Rank-5", "Rank-10", "mAP (step)", "mAP (trapezoid)", "mINP")
+    values = (scores.rank1, scores.rank5, scores.rank10, scores.mAP, scores.mAP_trapezoid, scores.mINP)
+    rules = (
+        "- mAP (step) is the mean of the precision at each hit: the rule of torchreid, fastreid and BagOfTricks.",
+        "- mAP (trapezoid) is the rule of the official Market-1501 and CUHK03-NP scripts.",
+        "- mINP is the mean of hits / rank of the last hit.",
+    )
+    rows, note = [[_percent(value) for value in values]], f"In percent, {_queries(scores)}; {method}."
+    ranks = [np.where(scores.valid, scores.first_rank <= rank, np.nan) for rank in (1, 5, 10)]
+    measured = np.array([*ranks, scores.average_precision, scores.trapezoid, scores.inverse_penalty])
+    pids = np.array([sample.pid for sample in splits.query])
+    if len(np.unique(pids[scores.valid])) > 1:
+        rows.append([f"{_percent(x.low)} to {_percent(x.high)}" for x in intervals(measured, pids)])
+        note += (
+            f" Below the scores: the {LEVEL:.0%} percentile interval of {RESAMPLES:,} bootstrap resamples of the query "
+            "people, each with all of their queries."
+        )
+    return ["## Scores", markdown_table(header, rows), note, "\n".join(rules)]
+
+
+def _further(further: Further, method: Method) -> list[str]:
+    parts = []
+    if further.camera_pairs:
+        mine, others = (sorted({pair[side] for pair in further.camera_pairs}) for side in (0, 1))
+        rows = []
+        for camera in mine:
+            found = [further.camera_pairs.get((camera, other)) for other in others]
+            rows.append(
+                [f"{camera}", *("" if s is None else f"{_percent(s.rank1)} / {_percent(s.mAP)}" for s in found)]
+            )
+        parts += [
+            "## Camera by camera",
+            markdown_table(("query camera", *(f"gallery camera {other}" for other in others)), rows),
+            "Rank-1 / mAP (step) of the queries of one camera, where the gallery holds one other camera's images only.",
+        ]
+    parts += ["## Same person or not", "![CMC, scores of pairs of one person and of two, ROC](scores.png)"]
+    if further.verification:
+        v = further.verification
+        rows = [[f"{p.fpr:g}", _percent(p.tpr), "-" if p.threshold is None else f"{p.threshold:.4f}"] for p in v.points]
+        parts += [
+            markdown_table(("FPR", "TPR (%)", "above cosine"), rows),
+            f"Verification: all {v.num_genuine:,} pairs of a query and a gallery image of one person from two cameras, "
+            f"and all {v.num_impostor:,} of two people. Area under the ROC curve {v.auc:.4f}, equal error rate "
+            f"{_percent(v.eer)} %. A dash: fewer than 10 false accepts are expected at that FPR.",
+        ]
+    if further.open_set:
+        o = further.open_set
+        rows = [
+            [f"{p.fpir:.0%}", "-" if p.tpir is None or p.std is None else f"{_percent(p.tpir)} ± {_percent(p.std)}",
+             "-" if p.threshold is None else f"{p.threshold:.4f}"]
+            for p in o.points
+        ]  # fmt: skip
+        parts += [
+            markdown_table(("FPIR", "TPIR at rank 1 (%)", "above cosine"), rows),
+            f"Open set: a half of the query people is taken out of the gallery, {o.draws} times; mean and standard "
+            f"deviation over the draws, each of about {o.num_mated:,.0f} queries for people in the gallery and "
+            f"{o.num_non_mated:,.0f} for people who are not (NISTIR 8271).",
+        ]
+    if method.rerank and (further.verification or further.open_set):
+        parts.append("Both go by the cosine similarity; re-ranked scores compare within one query only.")
+    return parts + further.missing
+
+
+def _published(splits: Splits, scores: Scores, run: RunFacts) -> list[str]:
+    published = PUBLISHED.get(splits.name)
+    if not published:
+        return ["## Beside published figures", f"There are no published figures for {splits.name}."]
+    name = "**this run**" + (" (not the official split)" if splits.official_split is False else "")
+    network = f"{run.backbone}, {_size(run)}"
+    rows = [[name, network, f"**{_percent(scores.rank1)}**", f"**{_percent(scores.mAP)}**", "step", ""]]
+    rows += [[name, network, f"**{_percent(scores.rank1)}**", f"**{_percent(scores.mAP_trapezoid)}**", "trapezoid", ""]]
+    rows += [[p.method, p.backbone, _digits(p.rank1), _digits(p.mAP), p.rule, p.source] for p in published]
+    return [
+        "## Beside published figures",
+        markdown_table(("method", "backbone", "Rank-1", "mAP", "mAP rule", "source"), rows),
+    ]
+
+
+def _training(run: RunFacts, history: Sequence[dict[str, Any]] | None) -> list[str]:
+    rows: list[list[str]] = []
+    if run.weights is not None:
+        rows.append(["weights given", f"`{run.weights}`"])
+    if run.train_seconds is not None:
+        rows.append(["time", _duration(run.train_seconds)])
+    if history:
+        last = history[-1]
+        rows.append(["length", f"{len(history)} epochs, {last['step']:,} steps, {last['images']:,} image passes"])
+        speed = statistics.median(entry["images_per_second"] for entry in history)
+        wait = statistics.median(entry["data_wait"] for entry in history)
+        rows.append(["speed, median epoch", f"{speed:,.0f} images a second, {wait:.1%} of the time waiting for data"])
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in last["losses"].items())
+        rows.append(["loss, last epoch", f"{last['loss']:.3f} ({parts})"])
+    main = [f"{key} {run.recipe[key]}" for key in MAIN_KEYS if run.recipe.get(key) not in (None, "")]
+    if main:
+        rows.append(["recipe", ", ".join(main) + " (all of it: config.yaml)"])
+    section = ["## Training", markdown_table(("", ""), rows) if rows else "Nothing is known of the training."]
+    if history:
+        section.append("![Loss, learning rate, and each head's accuracy, Rank-1 and spread](curves.png)")
+        section.append(_heads(history, "held-out" if run.recipe.get("holdout") else "training"))
+    return section
+
+
+def _heads(history: Sequence[dict[str, Any]], watched: str) -> str:
+    """Each head at the end of the training; Rank-1 as last measured, on `watched` identities."""
+    heads = history[-1]["heads"]
+    if not heads:
+        return "No head was watched."
+    rank1 = {head["name"]: head["rank1"] for entry in history for head in entry["heads"] if head["rank1"] is not None}
+    together = [entry["rank1"] for entry in history if entry["rank1"] is not None]
+    rows = [
+        [head["name"], _percent(head["accuracy"]), f"{head['spread']:.2f}", _percent(rank1.get(head["name"]))]
+        for head in heads
+    ]
+    rows.append(["all together", "", "", _percent(together[-1] if together else None)])
+    names = ("head", "accuracy on training images (%)", "spread", f"Rank-1 alone, {watched} identities (%)")
+    return markdown_table(names, rows) + "\n\nA spread near 0 is a head that has collapsed to a constant."
+
+
+def _model(run: RunFacts) -> str:
+    rows = [["backbone", run.backbone], ["input", _size(run)], ["parameters", f"{run.parameters:,}"]]
+    if run.multiply_adds is not None:
+        rows.append(["multiply-adds an image", f"{run.multiply_adds:,}"])
+    if run.embed_images_per_second is not None:
+        rows.append(["embedding speed", f"{run.embed_images_per_second:,.1f} images a second"])
+    rows.append(["fingerprint of the weights", f"`{run.fingerprint}`"])
+    return markdown_table(("", ""), rows)
+
+
+def _data(splits: Splits) -> str:
+    rows = [[name, *_counts(getattr(splits, name))] for name in ("train", "query", "gallery")]
+    return markdown_table(("", "images", "people", "cameras", "distractors", "junk"), rows)
+
+
+def _counts(samples: Sequence[Sample]) -> list[str]:
+    people = {s.pid for s in samples} - {JUNK, DISTRACTOR}
+    nobody = [sum(s.pid == pid for s in samples) for pid in (DISTRACTOR, JUNK)]
+    return [f"{n:,}" for n in (len(samples), len(people), len({s.camid for s in samples}), *nobody)]
+
+
+def _run(run: RunFacts) -> str:
+    versions = [f"python {platform.python_version()}"]
+    versions += [f"{name} {_version(*names)}" for name, names in _PACKAGES.items()]
+    revision = f"git revision `{run.git_revision}`" if run.git_revision else "git revision not known"
+    return f"{textwrap.indent(run.command, '    ', lambda _: True)}\n\n{', '.join(versions)}; {revision}."
+
+
+_PACKAGES = {"torch": ("torch",), "faiss": ("faiss-cpu", "faiss-gpu"), "numpy": ("numpy",)}
+
+
+def _version(*distributions: str) -> str:
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def _queries(scores: Scores) -> str:
+    lost = scores.num_query_without_match
+    left_out = f" ({lost:,} without a match, left out of the means)" if lost else " (each with a match)"
+    return f"{scores.num_query:,} queries{left_out}, {scores.num_gallery:,} gallery images"
+
+
+def _size(run: RunFacts) -> str:
+    return f"{run.input_size[0]}x{run.input_size[1]}"
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def _digits(percent: float) -> str:
+    """As printed in the papers: one decimal, or two where they give two."""
+    return f"{percent:.1f}" if math.isclose(percent, round(percent, 1)) else f"{percent:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,493 @@
+"""Training: a recipe and a list of samples -> one model file. Interrupted, the same call goes on where it was.
+
+    train(splits.train, config, Path("runs/market1501"))
+
+Started by torchrun, several processes share each batch. What a run is made of is here, how it runs in `reid.training.loop`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reid.core.types import ReidError, Sample
+from reid.models.backbones import read_pretrained
+from reid.models.checkpoint import file_digest
+from reid.models.encoder import TorchEncoder, pick_device
+from reid.models.model import MEAN, ReidModel, check_input_size, is_model, load_model, make_card, save_model
+from reid.retrieval.evaluate import Scores, evaluate
+from reid.training import distributed
+from reid.training.augment import augment, augment_on, draw, joined
+from reid.training.config import Config, as_dict
+from reid.training.data import identity, load_pixels
+from reid.training.distributed import World
+from reid.training.loop import Interrupted as Interrupted
+from reid.training.loop import Step, Term, Training, check_same
+from reid.training.losses import ReidLoss
+from reid.training.sampler import pk_batches
+from reid.training.schedule import lr_at
+
+WATCH_BATCH = 64
+WATCHED_IDENTITIES = 64  # of the training set, where none are held out
+FILL = [round(255 * value) for value in MEAN]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What `train` made."""
+
+    path: Path  # of the model file
+    seconds: float  # of training, all parts of an interrupted run together
+    history: list[dict[str, Any]]  # an entry an epoch; see `_Run.end_epoch`
+
+
+def train(
+    samples: Sequence[Sample],
+    config: Config,
+    output: Path,
+    *,
+    name: str = "",
+    device: str | None = None,
+    progress: bool = True,
+    stop_after: int | None = None,
+) -> Trained:
+    """Trains on `samples` and writes OUTPUT/model.safetensors, the last of the whole schedule or, with
+    `config.holdout`, the best on the identities kept apart.
+
+    Beside it: history.jsonl (an entry an epoch), tensorboard/, and, until it is done, checkpoint.safetensors.
+    name: what the model's card calls the data.
+    stop_after: ends with Interrupted after that many steps in all, as Ctrl-C does.
+    Raises ReidError for a training set that fits no batch, an input too small, a checkpoint of another run, or a
+    loss that is no longer finite.
+    """
+    world = distributed.join()
+    chosen = pick_device(device) if device else distributed.pick_device(world) or pick_device()
+    run = _Run(samples, config, output, name, world, chosen, progress)
+    return run.finished() or run.go(stop_after)
+
+
+class Batch(NamedTuple):
+    """This process's part of one step's images, or, where `table` says what is still to be done to them, all."""
+
+    pixels: Tensor  # (B, 3, H, W) uint8 in channels-last memory, of the teacher's size where there is one
+    labels: Tensor  # (B,), of this process's part
+    table: Tensor | None  # of `augment.Draws`
+
+
+class _Run(Training):
+    """One training run on people: its data, model and optimiser."""
+
+    model: ReidModel
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        config: Config,
+        output: Path,
+        name: str,
+        world: World,
+        device: torch.device,
+        progress: bool,
+    ) -> None:
+        of = {
+            "recipe": as_dict(config),
+            "data": identity([sample.path for sample in samples]),
+            "pids": _digest([sample.pid for sample in samples]),
+            "teacher": file_digest(config.teacher) if config.teacher else None,
+        }
+        super().__init__(output, of, config.p * config.k, world, device, progress)
+        self.name, self.config = name, config
+        self.model_file = output / "model.safetensors"
+        self.samples, self.watched = _divide(samples, config)
+        self.classes = sorted({sample.pid for sample in self.samples})
+        self.labels = np.searchsorted(self.classes, [sample.pid for sample in self.samples])
+        # one thread of numpy keeps ahead of a CPU that trains, and not of a GPU
+        self.augments_on_device = device.type == "cuda"
+        self.best_mAP = -1.0
+        self._epoch_batches: tuple[int, np.ndarray] = (-1, np.empty(0))  # an epoch, and its batches
+
+    def finished(self) -> Trained | None:
+        if not self.world.broadcast(self.model_file.exists()):
+            return None
+        card = load_model(self.model_file).card
+        check_same(self.of, card["run"], self.model_file)
+        return Trained(self.model_file, card["train_seconds"], self.history())
+
+    def go(self, stop_after: int | None) -> Trained:
+        self.prepare()
+        self.run(stop_after)
+        if self.world.first:
+            self._finish()
+        self.world.barrier()
+        return Trained(self.model_file, self.seconds, self.history())
+
+    def prepare(self) -> None:
+        """Network, optimiser and images, as they were when the run was stopped."""
+        config = self.config
+        self._build()
+        self.epoch_steps = len(self._batches(0))
+        self.steps = self.epoch_steps * config.epochs
+        self.ready(config.precision, synchronise=config.sync_batch_norm)
+        paths = sorted({sample.path for sample in [*self.samples, *self.watched]})
+        self.row = {path: i for i, path in enumerate(paths)}
+        size = self.teacher.input_size if self.teacher else self.model.input_size
+        cache = config.cache if self.world.size == 1 else "disk"  # one copy for all processes
+        with self.world.first_goes_first():
+            self.pixels = load_pixels(paths, size, cache=cache, folder=self.output, progress=self.progress)
+
+    def _finish(self) -> None:
+        if self.config.holdout == 0:
+            with self._averaged():
+                self._save_model(self.model_file)
+        else:
+            self._keep_best()
+        for leftover in (self.checkpoint_file, *self.output.glob("pixels-*.npy")):
+            leftover.unlink(missing_ok=True)
+
+    # ---- the parts of a run
+
+    def _build(self) -> None:
+        config = self.config
+        weights = start = None
+        if config.pretrained and is_model(config.pretrained):
+            start = load_model(config.pretrained)
+        elif config.pretrained:
+            weights, matched = read_pretrained(config.backbone, config.pretrained)
+            if self.world.first:
+                print(matched)
+        torch.manual_seed(config.seed)
+        self.model = ReidModel(make_card(config, len(self.classes)), weights)
+        if start:
+            self.model.start_from(start, config.pretrained)
+        check_input_size(self.model)
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.frozen = _first_parts(self.model, config.frozen)
+        self.frozen.requires_grad_(False)
+        self._training_mode()
+        self.optimizer = make_optimizer(self.model, config)
+        head = self.model.head
+        self.global_names = [head.names[i] for i in head.global_features]
+        self.loss = make_loss(self.model, config, len(self.classes)).to(self.device)
+        self.teacher = self._load_teacher() if config.teacher else None
+        self.lessons: dict[int, Tensor] = {}  # step of the first `views` epochs -> the teacher's features
+        self.average: dict[str, Tensor] = {}  # of the weights, over `averaged_steps` steps so far
+        self.averaged_steps = 0
+
+    def _training_mode(self) -> None:
+        self.model.train()
+        self.frozen.eval()
+
+    def _load_teacher(self) -> ReidModel:
+        teacher = load_model(self.config.teacher)
+        mine, theirs = (
+            f"{', '.join(m.head.names)} of {m.card['architecture']['dim']} values" for m in (self.model, teacher)
+        )
+        if mine != theirs:
+            raise ReidError(
+                f"{self.config.teacher} teaches {theirs}, the recipe has {mine}: branches and dim have to agree"
+            )
+        return teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def _batches(self, epoch: int) -> np.ndarray:
+        return pk_batches(self.labels, self.config.p, self.config.k, self.config.seed, epoch)
+
+    def make_batch(self, step: int) -> Batch:
+        config = self.config
+        step = self._view(step)
+        epoch, i = divmod(step, self.epoch_steps)
+        if self._epoch_batches[0] != epoch:
+            self._epoch_batches = (epoch, self._batches(epoch))
+        positions = self._epoch_batches[1][i]
+        part = self.world.part(len(positions))
+        draws = draw(
+            len(positions),
+            self.pixels.shape[1:3],
+            np.random.default_rng([config.seed, step, 1]),
+            pad=round(config.pad * self.pixels.shape[1] / config.height),
+            flip=config.flip,
+            erase=config.erase,
+            jitter=config.jitter,
+            restyle=config.restyle,
+            camids=[self.samples[p].camid for p in positions],
+        )
+        images = [self.pixels[self.row[self.samples[p].path]] for p in positions]
+        labels = torch.from_numpy(self.labels[positions[part]])
+        if not self.augments_on_device:
+            pixels = torch.from_numpy(augment(images, draws, fill=FILL, part=part))
+            return Batch(pixels.permute(0, 3, 1, 2), labels, None)
+        parts = torch.from_numpy(np.stack(images)), labels, draws.table()
+        pixels, labels, table = (x.pin_memory() for x in parts) if self.device.type == "cuda" else parts
+        return Batch(pixels.permute(0, 3, 1, 2), labels, table)
+
+    def _arrived(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Augmented pixels and labels on the device."""
+        pixels, labels = (x.to(self.device, non_blocking=True) for x in batch[:2])
+        if batch.table is not None:
+            table = batch.table.to(self.device, non_blocking=True)
+            pixels = augment_on(pixels, table, fill=FILL, part=self.world.part(len(table)))
+        return pixels, labels
+
+    def _fit(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8, brought from the teacher's size to the model's."""
+        size = self.model.input_size
+        if pixels.shape[2:] == size:
+            return pixels
+        # as floats, since CUDA filters no bytes
+        return F.interpolate(pixels.float(), size, mode="bilinear", antialias=True).round().to(torch.uint8)
+
+    def _view(self, step: int) -> int:
+        """The step whose batch this one has: itself, or one of the first `views` epochs."""
+        return step % (self.config.views * self.epoch_steps) if self.config.views else step
+
+    def _joins(self) -> bool:
+        """Whether this step's images are joined of two people's: `joined` of the steps, evenly spread."""
+        before, after = (int(view * self.config.joined) for view in (self._view(self.step), self._view(self.step) + 1))
+        return after > before
+
+    @torch.no_grad()
+    def _taught(self, pixels: Tensor) -> Tensor | None:
+        """The teacher's features of this step's images; those of a batch that comes again are kept, in half floats."""
+        if self.teacher is None:
+            return None
+        view = self._view(self.step)
+        if view in self.lessons:
+            return self.lessons[view].float()
+        features = self.teacher.features(pixels).half()
+        if self.config.views:
+            self.lessons[view] = features
+        return features.float()
+
+    def rate(self, step: int) -> float:
+        config = self.config
+        warmup = round(config.warmup_epochs * self.epoch_steps)
+        return lr_at(step, steps=self.steps, warmup=warmup, start=config.lr_start, peak=config.lr, end=config.lr_end)
+
+    def losses(self, batch: Batch) -> Step:
+        names = self.model.head.names
+        pixels, labels = self._arrived(batch)
+        joins = self._joins()
+        if joins:
+            pixels = joined(pixels, np.random.default_rng([self.config.seed, self._view(self.step), 3]))
+        with self.autocast():
+            heads = self.network(self._fit(pixels))
+            taught = self._taught(pixels)
+        total, losses = self.loss(heads, labels, taught=taught, gather=self.world.gather, known=not joins)
+        terms = {
+            name: Term(values, names if len(values) == len(names) else self.global_names,
+                       given=not joins or name == "distill")
+            for name, values in losses.items()
+        }  # fmt: skip
+        with torch.no_grad():
+            accuracy = (heads.logits.argmax(2) == labels[:, None]).float().mean(0)
+            terms["accuracy"] = Term(accuracy, names, loss=False, given=not joins)
+            terms["spread"] = Term(spread(heads.before), names, loss=False)
+        return Step(total, terms)
+
+    # ---- the mean of the last weights
+
+    def after_step(self) -> None:
+        if self.step < self.steps - self.config.average_epochs * self.epoch_steps:
+            return
+        self.averaged_steps += 1
+        share = 1 / self.averaged_steps
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                if name in self.average:
+                    self.average[name].lerp_(value, share)
+                else:
+                    self.average[name] = value.clone()
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model is the mean for as long as that is needed; batch norms take the mean of their statistics."""
+        now = {name: value.clone() for name, value in self.model.state_dict().items() if name in self.average}
+        self.model.load_state_dict(self.average, strict=False)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(now, strict=False)
+
+    # ---- watching
+
+    def end_epoch(self, epoch: int, row: dict[str, Any]) -> str:
+        watched = self._watch(epoch) or {}
+        by_name = row["by_name"]
+        accuracy, spreads = by_name["accuracy"], by_name["spread"]
+        row.update(rank1=watched.get("rank1"), mAP=watched.get("mAP"))
+        row["heads"] = [
+            {"name": name, "accuracy": accuracy[name], "spread": spreads[name], "rank1": watched.get(name)}
+            for name in accuracy
+        ]
+        if watched:
+            by_name["rank1"] = {name: watched[name] for name in accuracy}
+        where = "held-out" if self.config.holdout else "training"
+        parts = [f"{name} {value:.3f}" for name, value in row["losses"].items()]
+        lines = [
+            f"epoch {epoch}/{self.config.epochs}  lr {row['lr']:.4f}  loss {row['loss']:.3f} ({', '.join(parts)})  "
+            f"{row['images_per_second']:.0f} img/s, {row['data_wait']:.1%} waiting for data"
+            + ("" if row["rank1"] is None else f"  {where} Rank-1 {row['rank1']:.1%}")
+        ]
+        for key, form in (("accuracy", ".0%"), ("spread", ".2f"), ("rank1", ".0%")):
+            if row["heads"][0][key] is not None:
+                lines.append(f"  {key:9}" + "  ".join(f"{head['name']} {head[key]:{form}}" for head in row["heads"]))
+        return "\n".join(lines)
+
+    def _watch(self, epoch: int) -> dict[str, float] | None:
+        """Rank-1 of each head and of all together on the watched identities, and the choice of the best checkpoint."""
+        every = self.config.watch_epochs
+        last = epoch == self.config.epochs
+        if not self.watched or not every or (epoch % every and not last):
+            return None
+        pixels = torch.from_numpy(self.pixels[[self.row[sample.path] for sample in self.watched]]).permute(0, 3, 1, 2)
+        with self._averaged():
+            scores = watch(self.model, self.watched, self._fit(pixels).permute(0, 2, 3, 1).numpy(), self.device)
+            if self.config.holdout and scores.get("mAP", -1.0) > self.best_mAP:
+                self.best_mAP = scores["mAP"]
+                self._save_model(self.output / "best.safetensors")
+        self._training_mode()
+        if self.config.holdout and not scores:
+            raise ReidError(
+                "no held-out identity was seen by two cameras, so no checkpoint can be chosen on them: "
+                "train without --holdout, or on a set of several cameras"
+            )
+        return scores
+
+    def _keep_best(self) -> None:
+        best = self.output / "best.safetensors"
+        model = load_model(best)
+        model.card["train_seconds"] = self.seconds
+        save_model(model, self.model_file)
+        best.unlink()
+
+    # ---- what is kept
+
+    def _save_model(self, path: Path) -> None:
+        self.model.card.update(
+            run=self.of,
+            train_seconds=self.seconds,
+            data={
+                "name": self.name,
+                "images": len(self.samples),
+                "identities": len(self.classes),
+                "held_out": self.config.holdout,
+            },
+            step=self.step,
+        )
+        save_model(self.model, path)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        kept = {f"average.{name}": value for name, value in self.average.items()}
+        kept |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
+        return kept, {"best_mAP": self.best_mAP, "averaged_steps": self.averaged_steps}
+
+    def load_state(self, state: dict[str, Tensor], text: dict[str, Any]) -> None:
+        self.best_mAP, self.averaged_steps = text["best_mAP"], text["averaged_steps"]
+
+        def named(prefix: str) -> dict[str, Tensor]:
+            found = {key: value for key, value in state.items() if key.startswith(prefix)}
+            return {key.removeprefix(prefix): value.to(self.device) for key, value in found.items()}
+
+        self.average = named("average.")
+        self.loss.load_state_dict(named("loss."))
+
+
+def _first_parts(model: ReidModel, count: int) -> nn.Sequential:
+    """The first `count` parts of the trunk."""
+    trunk = model.head.trunk
+    assert isinstance(trunk, nn.Sequential)
+    if count > len(trunk):
+        backbone = model.card["architecture"]["backbone"]
+        raise ReidError(f"frozen={count}: the trunk of {backbone} has {len(trunk)} parts")
+    return trunk[:count]
+
+
+def make_loss(model: ReidModel, config: Config, classes: int) -> ReidLoss:
+    """What a recipe minimises."""
+    return ReidLoss(
+        model.head.global_features,
+        classes,
+        config.dim,
+        smoothing=config.smoothing,
+        margin=config.margin,
+        triplet=config.triplet,
+        triplet_after=config.triplet_after,
+        circle=config.circle,
+        contrast=config.contrast,
+        center=config.center,
+        distill=config.distill,
+    )
+
+
+def make_optimizer(model: ReidModel, config: Config) -> torch.optim.SGD:
+    """What takes a recipe's steps."""
+    return torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def spread(features: Tensor) -> Tensor:
+    """How much each head's features differ within a batch, in [0, 1]: root mean variance over root mean square.
+
+    (B, F, D) -> (F,). 0 is a head that has collapsed to a constant.
+    """
+    return (features.var(0, unbiased=False).mean(-1) / features.square().mean((0, 2)).clamp(min=1e-12)).sqrt()
+
+
+def watch(model: ReidModel, samples: Sequence[Sample], pixels: np.ndarray, device: torch.device) -> dict[str, float]:
+    """Rank-1 of each head by name, and "rank1" and "mAP" of all together, on identities of one's own.
+
+    The first image of each person and camera is a query, the others the gallery. Empty where no query has a match.
+    """
+    encoder = TorchEncoder(model, flip=False, device=device)
+    batches = [pixels[i : i + WATCH_BATCH] for i in range(0, len(pixels), WATCH_BATCH)]
+    features = np.concatenate([encoder.features(batch).cpu().numpy() for batch in batches])
+    pids, camids = np.array([s.pid for s in samples]), np.array([s.camid for s in samples])
+    is_query = np.zeros(len(samples), bool)
+    is_query[np.unique(np.stack((pids, camids)), axis=1, return_index=True)[1]] = True
+
+    def scores(x: np.ndarray) -> Scores:
+        return evaluate(x[is_query], x[~is_query], pids[is_query], pids[~is_query], camids[is_query], camids[~is_query])
+
+    try:
+        whole = scores(features.reshape(len(samples), -1))
+    except ReidError:
+        return {}
+    heads = {name: scores(features[:, i]).rank1 for i, name in enumerate(model.head.names)}
+    return {**heads, "rank1": whole.rank1, "mAP": whole.mAP}
+
+
+def _divide(samples: Sequence[Sample], config: Config) -> tuple[list[Sample], list[Sample]]:
+    """(what is trained on, what is watched): identities held out by the seed, or some of the training ones."""
+    pids = sorted({sample.pid for sample in samples})
+    shuffled = [pids[i] for i in np.random.default_rng([config.seed, 2]).permutation(len(pids))]
+    if not config.holdout:
+        some = set(shuffled[:WATCHED_IDENTITIES])
+        return list(samples), [sample for sample in samples if sample.pid in some] if config.watch_epochs else []
+    count = max(2, math.ceil(config.holdout * len(pids)))
+    if not config.watch_epochs or not config.epochs:
+        raise ReidError(
+            "holdout chooses the best checkpoint while training is watched: --set epochs and watch_epochs to 1 or more"
+        )
+    if count >= len(pids) - 1:
+        raise ReidError(f"holding out {count} of {len(pids)} identities leaves too few to train on")
+    held = set(shuffled[:count])
+    return [s for s in samples if s.pid not in held], [s for s in samples if s.pid in held]
+
+
+def _digest(pids: list[int]) -> str:
+    return hashlib.sha256(repr(pids).encode()).hexdigest()[:16]
