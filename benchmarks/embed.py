@@ -25,18 +25,22 @@ import numpy as np
 import torch
 from PIL import Image
 
+from reid.training.config import as_dict
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reid.core.tables import aligned_table
-from reid.export import FORMATS, Exported, load, module_of, openvino
 from reid.export import onnx as onnx_format
+from reid.export import openvino
 from reid.export.graph import Deployed
 from reid.export.proof import card_of
 from reid.export.request import Request
 from reid.gallery import Gallery
+from reid.models.card import make_card
 from reid.models.embedder import Embedder
 from reid.models.encoder import TorchEncoder
-from reid.models.model import ReidModel, make_card, multiply_adds
+from reid.models.exported import FORMATS, Exported, load, module_of
+from reid.models.model import ReidModel, multiply_adds
 from reid.training import config as recipes
 from reid.training.data import read_images
 
@@ -53,7 +57,7 @@ Encode = Callable[[np.ndarray], object]
 def make(backbone: str) -> ReidModel:
     torch.manual_seed(0)
     recipe = recipes.load(CONFIGS / "market1501.yaml", [f"backbone={backbone}", 'pretrained=""'])
-    return ReidModel(make_card(recipe, 0)).eval()
+    return ReidModel(make_card(as_dict(recipe), 0)).eval()
 
 
 def exported(model: ReidModel, folder: Path, pixels: np.ndarray) -> dict[str, Path]:

@@ -25,13 +25,16 @@ import torchvision
 from scipy.stats import spearmanr
 from torch import nn
 
+from reid.training.config import as_dict
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import scgnet
 from reid.core.files import write_json
 from reid.core.tables import aligned_table
 from reid.export.rknn import Embedding, write_onnx
 from reid.export.rockchip import PLATFORMS, compiled
-from reid.models.model import ReidModel, make_card
+from reid.models.card import make_card
+from reid.models.model import ReidModel
 from reid.training.config import load
 from scgnet.pieces import in_pieces
 
@@ -61,7 +64,7 @@ def networks(name: str, size: tuple[int, int]) -> nn.Module | None:
         return None
     config = load(Path(__file__).resolve().parents[1] / "configs" / "market1501.yaml", [f"backbone={name}"])
     assert (config.height, config.width) == size
-    return Embedding(ReidModel(make_card(config, 0)))
+    return Embedding(ReidModel(make_card(as_dict(config), 0)))
 
 
 def forms(name: str) -> Iterator[tuple[str, int]]:

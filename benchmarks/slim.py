@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
 from reid.core.types import Splits
-from reid.export import Exported, openvino
+from reid.export import openvino
 from reid.export.proof import card_of
 from reid.export.request import Request
 from reid.models.embedder import Embedder
+from reid.models.exported import Exported
 from reid.models.model import ReidModel, load_model, multiply_adds
 from reid.models.projection import principal_axes
 from reid.retrieval.evaluate import Scores, evaluate

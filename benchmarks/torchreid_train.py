@@ -36,13 +36,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
 from datasets.doctor import find_bad
-from reid.core.files import write_text
+from reid.core.files import identity, write_text
 from reid.core.types import ReidError, Sample, Splits
 from reid.models import checkpoint
-from reid.models.model import git_revision
-from reid.report.markdown import RunFacts, metrics, metrics_text, summary_table
+from reid.models.card import git_revision
+from reid.report.markdown import summary_table
+from reid.report.metrics import RunFacts, metrics, metrics_text
 from reid.retrieval.evaluate import evaluate
-from reid.training.data import identity
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Cython evaluation")

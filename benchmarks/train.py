@@ -32,6 +32,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from reid.training.config import as_dict
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
@@ -75,7 +77,8 @@ def limit(
     import numpy as np
     import torch
 
-    from reid.models.model import ReidModel, make_card
+    from reid.models.card import make_card
+    from reid.models.model import ReidModel
     from reid.training import distributed
     from reid.training.data import read_images
     from reid.training.loop import amp_type
@@ -90,7 +93,7 @@ def limit(
     images = read_images([splits.train[i].path for i in positions[part]], (config.height, config.width))
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
     torch.manual_seed(config.seed)
-    model = ReidModel(make_card(config, len(classes))).to(device).train()
+    model = ReidModel(make_card(as_dict(config), len(classes))).to(device).train()
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     else:

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from reid.models.model import ReidModel, make_card
+from reid.models.card import make_card
+from reid.models.model import ReidModel
 from reid.training import config as recipes
+from reid.training.config import as_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,7 +92,7 @@ def make_model(tiny: Callable[..., recipes.Config]) -> Callable[..., ReidModel]:
 
     def make(num_classes: int = 5, seed: int = 0, **changes: object) -> ReidModel:
         torch.manual_seed(seed)
-        model = ReidModel(make_card(tiny(**changes), num_classes))
+        model = ReidModel(make_card(as_dict(tiny(**changes)), num_classes))
         settle(model)
         return model.eval()
 

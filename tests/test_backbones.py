@@ -16,9 +16,12 @@ import mgn
 import scgnet
 from reid.core.types import ReidError
 from reid.models import backbones
-from reid.models.backbones import BACKBONES, Source, read_pretrained
-from reid.models.model import ReidModel, make_card, multiply_adds
+from reid.models.backbones import BACKBONES, Source
+from reid.models.card import make_card
+from reid.models.model import ReidModel, multiply_adds
+from reid.models.pretrained import read_pretrained
 from reid.models.torchreid import osnet
+from reid.training.config import as_dict
 from tests.conftest import settle
 
 
@@ -141,7 +144,7 @@ def test_gradients_reach_every_parameter(name):
 )
 def test_size_at_384x128(tiny, name, million_adds, million_parameters):
     config = tiny(backbone=name, branches=[[1, 2], [2, 1], [3, 1]], dim=256, height=384, width=128)
-    model = ReidModel(make_card(config, 0))
+    model = ReidModel(make_card(as_dict(config), 0))
     count = multiply_adds(model)
     assert count / 1e6 == pytest.approx(million_adds, rel=5e-3 if million_adds > 1e3 else 5e-4)
     if million_parameters:

@@ -29,9 +29,11 @@ from reid.core.types import JUNK, Splits
 from reid.export import openvino
 from reid.export.request import Request
 from reid.models import checkpoint, torchreid
+from reid.models.card import make_card
 from reid.models.embedder import Embedder
-from reid.models.model import ReidModel, make_card, multiply_adds, save_model
+from reid.models.model import ReidModel, multiply_adds, save_model
 from reid.training import config as recipes
+from reid.training.config import as_dict
 
 PASSES = 40  # 24 of one epoch, 16 of a second
 
@@ -160,7 +162,7 @@ def test_the_slim_table_tells_what_its_models_find(
     tiny: Callable[..., recipes.Config],
 ) -> None:  # fmt: skip
     torch.manual_seed(0)
-    model = ReidModel(make_card(tiny(), 0)).eval()
+    model = ReidModel(make_card(as_dict(tiny()), 0)).eval()
     save_model(model, tmp_path / "model.safetensors")
     monkeypatch.setattr(slim, "milliseconds", lambda model, seconds: 1.0)  # OpenVINO is not everywhere
     words = ["slim.py", "--weights", tmp_path / "model.safetensors", "--dataset", "market1501", "--data-root", people,
@@ -181,7 +183,7 @@ def test_the_slim_table_tells_what_its_models_find(
 
 
 def test_operators_hold_all_of_the_networks_arithmetic(tiny: Callable[..., recipes.Config]) -> None:
-    model = ReidModel(make_card(tiny(), 0)).eval()
+    model = ReidModel(make_card(as_dict(tiny()), 0)).eval()
     built = openvino.build(model, Request("openvino"), np.empty(0))
     built.reshape([2, *model.input_size, 3])
     kinds, whole = operators.profile(built, np.zeros((2, *model.input_size, 3), np.uint8), 1, 1)

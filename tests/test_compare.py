@@ -15,7 +15,7 @@ import pytest
 
 from reid.core.types import ReidError, Sample, Splits
 from reid.report.compare import MEASURES, PAIRED, Compared, as_markdown, as_text, compare, read_results
-from reid.report.markdown import RunFacts, metrics, metrics_text
+from reid.report.metrics import RunFacts, metrics, metrics_text
 from reid.retrieval.bootstrap import RESAMPLES, draw_people, intervals
 from reid.retrieval.evaluate import evaluate
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reid.core.files import identity
+from reid.core.prefetch import prefetch
 from reid.core.types import ReidError
-from reid.training.data import identity, load_pixels, prefetch, read_image, read_images
+from reid.training.data import load_pixels, read_image, read_images
 
 SIZE = (32, 16)
 

@@ -15,17 +15,18 @@ from torch import nn
 
 import datasets
 import run_reid
-from reid import export
 from reid.core.types import ReidError, Sample
-from reid.export import Exported, Runtime
 from reid.export.graph import Deployed
 from reid.export.proof import Reference
 from reid.export.request import Request, Steps
 from reid.gallery import Gallery
+from reid.models.card import make_card
 from reid.models.embedder import Embedder
 from reid.models.encoder import TorchEncoder, open_encoder
-from reid.models.model import ReidModel, load_model, make_card, multiply_adds, save_model
+from reid.models.exported import Exported, Runtime
+from reid.models.model import ReidModel, load_model, multiply_adds, save_model
 from reid.models.projection import principal_axes
+from reid.training.config import as_dict
 from reid.training.data import read_images
 from tests.conftest import settle
 
@@ -148,7 +149,7 @@ def made(people, tiny, tmp_path_factory) -> Path:
     """model.safetensors, and model.onnx with its proof, with the mirror image inside, for any batch."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
-    model = ReidModel(make_card(tiny(branches=[[2, 1]]), 5))
+    model = ReidModel(make_card(as_dict(tiny(branches=[[2, 1]])), 5))
     settle(model)
     save_model(model, folder / "model.safetensors")
     words = ["export", "--weights", folder / "model.safetensors", "--format", "onnx", "--flip", "--output",
@@ -416,5 +417,5 @@ def test_files_that_are_no_exports(tmp_path):
 def test_a_missing_library_is_named_with_its_command(tmp_path, monkeypatch, suffix, library):
     monkeypatch.setitem(sys.modules, library, None)
     (tmp_path / f"a{suffix}").write_bytes(b"x")
-    with pytest.raises(ReidError, match=rf"this needs {library}.*{export.INSTALL[:11]}"):
+    with pytest.raises(ReidError, match=rf"this needs {library}.*{exported.INSTALL[:11]}"):
         open_encoder(tmp_path / f"a{suffix}")

@@ -51,7 +51,7 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
     path = tmp_path / "pack" / "a.py"
     path.parent.mkdir()
     path.write_text("import x.y as z\nfrom . import b\nfrom .c import d\ndef f():\n    from reid import model\n")
-    assert imports(path) == {"x.y", "pack", "pack.b", "pack.c", "pack.c.d", "reid", "reid.models.model"}
+    assert imports(path) == {"x.y", "pack", "pack.b", "pack.c", "pack.c.d", "reid", "reid.model"}
 
 
 def test_datasets_knows_the_shared_room_only():

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 import reid
 from reid.core.types import ReidError
 from reid.models import checkpoint
-from reid.models.model import MEAN, STD, ReidModel, check_input_size, load_model, make_card, save_model
+from reid.models.card import MEAN, STD, make_card
+from reid.models.model import ReidModel, check_input_size, load_model, save_model
+from reid.training.config import as_dict
 
 
 @pytest.fixture
@@ -239,7 +241,7 @@ def test_an_interruption_while_saving_leaves_the_old_file(tmp_path, make_model, 
 
 
 def test_the_card_names_the_recipe(tiny):
-    card = make_card(tiny(dim=8), 5)
+    card = make_card(as_dict(tiny(dim=8)), 5)
     assert card["architecture"] == {
         "backbone": "scgnet_s", "branches": [[1, 2], [2, 1]], "dim": 8, "pool": "max", "neck": "bnneck",
     }  # fmt: skip

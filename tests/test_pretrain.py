@@ -21,10 +21,11 @@ import run_reid
 from reid.core.types import ReidError
 from reid.models import backbones, checkpoint
 from reid.models.backbones import BACKBONES
-from reid.models.model import MEAN, STD, ReidModel, make_card
+from reid.models.card import MEAN, STD, make_card
+from reid.models.model import ReidModel
 from reid.training import config as recipes
 from reid.training import pretrain
-from reid.training.config import PretrainConfig
+from reid.training.config import PretrainConfig, as_dict
 from reid.training.distributed import World
 from reid.training.loop import Interrupted
 from reid.training.pretrain import ImageFolder, Pretrained, read_folder
@@ -160,7 +161,7 @@ def test_the_card_and_the_scores_are_those_of_the_file(folder: ImageFolder, whol
 def test_people_start_from_it(tiny: Callable[..., recipes.Config], whole: Pretrained) -> None:
     weights, told = backbones.read_pretrained("scgnet_s", whole.path)
     assert "160 of 160 tensors of scgnet_s matched by name, 4 others left out" in told
-    model = ReidModel(make_card(tiny(), 5), weights)
+    model = ReidModel(make_card(as_dict(tiny()), 5), weights)
     state = load_file(whole.path)
     trunk, branches = model.head.trunk.state_dict(), [branch.state_dict() for branch in model.head.branches]
     assert torch.equal(trunk["0.0.0.weight"], state["stem.0.0.weight"])

@@ -18,9 +18,11 @@ import torch
 from reid.export import openvino
 from reid.export.proof import card_of
 from reid.export.request import Request
+from reid.models.card import make_card
 from reid.models.embedder import Embedder
-from reid.models.model import ReidModel, make_card
+from reid.models.model import ReidModel
 from reid.training import config as recipes
+from reid.training.config import as_dict
 from reid.training.data import read_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +35,7 @@ def examples(name: str) -> list[str]:
 @pytest.fixture
 def model(tiny: Callable[..., recipes.Config]) -> ReidModel:
     torch.manual_seed(0)
-    return ReidModel(make_card(tiny(), 0)).eval()
+    return ReidModel(make_card(as_dict(tiny()), 0)).eval()
 
 
 @pytest.fixture

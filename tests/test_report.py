@@ -15,32 +15,22 @@ from PIL import Image, ImageDraw
 from scipy.sparse import csr_array
 
 from reid.core.types import DISTRACTOR, JUNK, Sample, Splits
-from reid.report.markdown import (
-    PUBLISHED,
-    Further,
-    RunFacts,
-    images_digest,
-    metrics,
-    metrics_text,
-    report_text,
-    sheets,
-    summary_table,
-    write_report,
-)
+from reid.report import sheets
+from reid.report.markdown import report_text, summary_table, write_report
+from reid.report.metrics import Further, RunFacts, images_digest, metrics, metrics_text
+from reid.report.page import MOST_STRIPS, STRIP_CROPS, write_people_page
+from reid.report.plots import draw_curves
+from reid.report.published import PUBLISHED
 from reid.report.sheets import (
     CROP_H,
     CROP_W,
-    MOST_STRIPS,
-    STRIP_CROPS,
     Row,
     Tile,
     choose_queries,
-    draw_curves,
     draw_ranked,
     draw_search,
     ranked_rows,
     tile_box,
-    write_people_page,
 )
 from reid.retrieval.bootstrap import intervals
 from reid.retrieval.evaluate import Scores, evaluate
@@ -225,7 +215,7 @@ def test_frames_and_crops_stand_where_they_belong(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(30, 300), (300, 30), (1, 1), (64, 128)])
 def test_crops_keep_their_aspect(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, "black").save(tmp_path / "a.png")
-    pixels = np.asarray(sheets._crop(tmp_path / "a.png"))
+    pixels = np.asarray(sheets.crop_of(tmp_path / "a.png"))
     assert pixels.shape == (sheets.CROP_H, sheets.CROP_W, 3)
     filled = np.argwhere((pixels == 0).all(axis=2))
     height, width = filled.max(0) - filled.min(0) + 1

@@ -14,12 +14,13 @@ import torch
 import datasets
 import scgnet
 from reid.core.types import ReidError
-from reid.export import load, rockchip
+from reid.export import rockchip
+from reid.export.npu import NPU_PIECES
 from reid.export.proof import Reference
 from reid.export.rknn import export_rknn
 from reid.export.rockchip import Compiled, compiled, parse_table
-from reid.models.backbones import NPU_PIECES
-from reid.models.model import NO_FLIP
+from reid.models.card import NO_FLIP
+from reid.models.exported import load
 from scgnet.pieces import in_pieces
 from tests.conftest import settle
 

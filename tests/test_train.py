@@ -21,7 +21,8 @@ from reid.models.model import load_model
 from reid.training import config as recipes
 from reid.training import train as training
 from reid.training.distributed import World
-from reid.training.train import Interrupted, Trained, spread, train
+from reid.training.train import Interrupted, Trained, train
+from reid.training.watch import spread
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -163,7 +164,7 @@ def test_holdout_keeps_identities_apart_and_takes_the_best_on_them(samples: list
     assert card["data"] == {"name": "", "images": 24, "identities": 6, "held_out": 0.25}
     best = max(made.history, key=lambda row: row["mAP"])
     assert card["step"] == best["step"]
-    trained, watched = training._divide(samples, config)
+    trained, watched = training.divide(samples, config)
     assert not {s.pid for s in trained} & {s.pid for s in watched}
     assert len(trained) + len(watched) == len(samples)
 

@@ -23,10 +23,11 @@ def cluster_command(args: argparse.Namespace) -> None:
     people.csv is a data set (--dataset folder --data-root OUTPUT/people.csv); rest.csv names the crops that are like
     too few others. Of a data set the query and gallery images are grouped, and held against its labels.
     """
+    from reid.core.files import identity
     from reid.core.tables import aligned_table
-    from reid.report.sheets import Tile, write_people_page
+    from reid.report.page import write_people_page
+    from reid.report.sheets import Tile
     from reid.retrieval.cluster import NOBODY, agreement, find_people
-    from reid.training.data import identity
 
     if bool(args.images) == bool(args.dataset):
         raise ReidError("cluster takes either image files and folders, or --dataset NAME")

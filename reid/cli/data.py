@@ -29,7 +29,7 @@ def check_images(
     splits: Splits, output: Path, skip_bad: bool, names: Sequence[str] = ("train", "query", "gallery")
 ) -> Splits:
     """Decodes every image once a run. Unreadable ones are an error, or with skip_bad left out and told."""
-    from reid.training.data import identity
+    from reid.core.files import identity
 
     paths = [sample.path for name in names for sample in getattr(splits, name)]
     record = output / "images.json"

@@ -210,8 +210,10 @@ def report(
     method: Method | None = None,
     bonus: csr_array | None = None,
 ) -> None:
-    from reid.models.model import ReidModel, git_revision, multiply_adds
-    from reid.report.markdown import RunFacts, summary_table, write_report
+    from reid.models.card import git_revision
+    from reid.models.model import ReidModel, multiply_adds
+    from reid.report.markdown import summary_table, write_report
+    from reid.report.metrics import RunFacts
     from reid.retrieval.protocol import COSINE
 
     card = dict(embedder.card)

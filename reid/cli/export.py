@@ -47,9 +47,9 @@ def export_command(args: argparse.Namespace) -> None:
     The file takes RGB uint8 pixels (B, height, width, 3) of the model's input size and gives embeddings of unit length.
     int8 takes its ranges from training crops of the data set.
     """
-    from reid.export import FORMATS
     from reid.export.proof import Reference, export
     from reid.export.request import Request
+    from reid.models.exported import FORMATS
     from reid.models.model import load_model
     from reid.training.data import read_images
 
@@ -134,7 +134,7 @@ def add_pack(parser: argparse.ArgumentParser, readers: Readers) -> None:
 
 
 def add_export(parser: argparse.ArgumentParser, readers: Readers) -> None:
-    from reid.export import FORMATS
+    from reid.models.exported import FORMATS
 
     def batch(text: str) -> int | None:
         number = 0 if text == "dynamic" else int(text)

@@ -48,8 +48,8 @@ def run_of(
     **more: Any,
 ) -> dict[str, Any]:
     """What makes a run on people this one and not another."""
+    from reid.core.files import identity
     from reid.models.checkpoint import file_digest
-    from reid.training.data import identity
 
     return {
         "kind": kind,

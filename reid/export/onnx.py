@@ -20,9 +20,9 @@ import torch
 from tqdm import tqdm
 
 from reid.core.types import ReidError
-from reid.export import Runtime, need
 from reid.export.graph import Deployed
 from reid.export.request import Request
+from reid.models.exported import Runtime, need
 
 if TYPE_CHECKING:
     from reid.models.model import ReidModel

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from reid.core.types import ReidError
-from reid.export import Runtime, need
 from reid.export.graph import Deployed
 from reid.export.onnx import to_onnx
 from reid.export.request import Request
+from reid.models.exported import Runtime, need
 
 if TYPE_CHECKING:
     from reid.models.model import ReidModel

@@ -21,11 +21,12 @@ import numpy as np
 from reid.core.files import write_json
 from reid.core.tables import aligned_table
 from reid.core.types import ReidError, Sample
-from reid.export import FORMATS, Exported, module_of
 from reid.export.request import Request
+from reid.models.card import NO_FLIP
 from reid.models.embedder import Embedder
 from reid.models.encoder import Encoder
-from reid.models.model import NO_FLIP, ReidModel
+from reid.models.exported import FORMATS, Exported, module_of
+from reid.models.model import ReidModel
 from reid.retrieval.evaluate import evaluate
 
 AGREES = 0.5  # points of mAP that its queries may lose on the model's own gallery, for their vectors to be compared

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from reid.core.files import write_json
 from reid.core.types import ReidError
-from reid.export import FORMATS, Exported, Runtime
 from reid.export.graph import Deployed
+from reid.export.npu import for_npu
 from reid.export.onnx import OPSET, need, quiet
 from reid.export.proof import Proof, Reference, card_of, fingerprint_of
 from reid.export.request import Request
 from reid.export.rockchip import PLATFORMS, compiled, compiler
-from reid.models import backbones
+from reid.models.exported import FORMATS, Exported, Runtime
 from reid.models.model import ReidModel
 
 
@@ -76,7 +76,7 @@ def export_rknn(
     compiler()
     model = model.cpu().eval()
     mean, std = (tuple((255 * values).flatten().tolist()) for values in (model.mean, model.std))
-    network, pieces = backbones.for_npu(model.card["architecture"]["backbone"], Embedding(model), platform, precision)
+    network, pieces = for_npu(model.card["architecture"]["backbone"], Embedding(model), platform, precision)
     card = card_of(model, Request("rknn", precision, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from reid.export import Runtime
 from reid.export.graph import Deployed
 from reid.export.request import Request
+from reid.models.exported import Runtime
 
 if TYPE_CHECKING:
     from reid.models.model import ReidModel

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from reid.core.files import atomic_file
+from reid.core.files import atomic_file, identity
+from reid.core.prefetch import prefetch
 from reid.models.encoder import Encoder, TorchEncoder, open_encoder
 from reid.models.model import ReidModel
-from reid.training.data import BESIDE, THREADS, identity, prefetch, read_images
+from reid.training.data import BESIDE, THREADS, read_images
 
 
 class Embedder:

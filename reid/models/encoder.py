@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid import export
 from reid.core.memory import keep_freed_memory
 from reid.core.types import ReidError
-from reid.models.model import NO_FLIP, ReidModel, load_model
+from reid.models import exported
+from reid.models.card import NO_FLIP
+from reid.models.model import ReidModel, load_model
 
 
 class Encoder(Protocol):
@@ -93,11 +94,11 @@ def open_encoder(path: str | Path, *, flip: bool = True, device: str | torch.dev
     flip: of a model in PyTorch; an exported file has it inside or not. Raises ReidError where the file is missing,
     damaged or no model of this program, where its runtime is not installed, and for an exported file on a device.
     """
-    if not export.is_exported(path):
+    if not exported.is_exported(path):
         return TorchEncoder(load_model(path), flip=flip, device=device)
     if device is not None and str(device) != "cpu":
         raise ReidError(f"{path} runs on the CPU: leave --device {device} out, or use the .safetensors it comes from")
-    return export.load(path)
+    return exported.load(path)
 
 
 def pick_device(name: str | None = None) -> torch.device:

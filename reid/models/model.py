@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,7 @@ import mgn
 from reid.core.types import ReidError
 from reid.models import checkpoint
 from reid.models.backbones import Source
-from reid.training.config import Config
-
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]
-STD = (0.229, 0.224, 0.225)
-
-NO_FLIP = "-noflip"  # what a fingerprint ends with where the mirror image is not looked at
-
-ARCHITECTURE = ("backbone", "branches", "dim", "pool", "neck")  # the keys of Config that shape the network
+from reid.models.card import ARCHITECTURE
 
 
 class ReidModel(nn.Module):
@@ -153,20 +145,6 @@ class ReidModel(nn.Module):
         return vectors if self.projection is None else vectors @ self.projection
 
 
-def make_card(config: Config, num_classes: int) -> dict[str, Any]:
-    """The card of a new model of this recipe."""
-    recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
-    return {
-        "architecture": {key: recipe[key] for key in ARCHITECTURE},
-        "input_size": [config.height, config.width],
-        "mean": list(MEAN),
-        "std": list(STD),
-        "num_classes": num_classes,
-        "recipe": recipe,
-        "git_revision": git_revision(),
-    }
-
-
 def check_input_size(model: ReidModel) -> None:
     """ReidError where the model's input is too small for its strides and stripes."""
     try:
@@ -246,10 +224,3 @@ def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name != "head.classifier"}
 
 
-def git_revision() -> str | None:
-    """Of the checkout that runs, "-dirty" where files differ from it; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
-    except (OSError, subprocess.CalledProcessError):
-        return None

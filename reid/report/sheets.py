@@ -6,23 +6,18 @@ What is shown (`choose_queries`, `ranked_rows`) is decided by pure functions; th
 from __future__ import annotations
 
 import functools
-import html
-import io
 import math
 import os
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.sparse import csr_array
 
-from reid.core.files import atomic_file, write_text
+from reid.core.files import atomic_file
 from reid.core.types import DISTRACTOR, JUNK, Sample, Splits
 from reid.retrieval.evaluate import Scores
-from reid.retrieval.verification import HISTOGRAM_EDGES, Verification
 
 CROP_W, CROP_H = 72, 128  # pixels that a crop is fitted into, its aspect kept
 FRAME = 5  # pixels of colour around a crop
@@ -31,7 +26,6 @@ GAP = 8
 QUERY_GAP = 22  # sets the query apart from its answers
 MARGIN = 16
 TITLE_LINE, CAPTION_LINE, TEXT_LINE = 26, 24, 16  # heights of a line of text
-MOST_STRIPS, STRIP_CROPS = 300, 24  # on the page of people, and of a person
 PER_LINE = 10  # answers beside each other; more go on below
 MOST_DRAWN = 200  # answers of a search: a picture of thousands helps nobody and fills the memory
 
@@ -211,7 +205,7 @@ def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int
     left, top = corner
     colour = QUERY if heading == "query" else UNKNOWN if tile.right is None else RIGHT if tile.right else WRONG
     draw.rectangle((left, top, left + TILE_W - 1, top + TILE_H - 1), colour)
-    sheet.paste(_crop(tile.path), (left + FRAME, top + FRAME))
+    sheet.paste(crop_of(tile.path), (left + FRAME, top + FRAME))
     if tile.right is not None:
         badge = _badge(tile.right)
         sheet.paste(badge, (left + TILE_W - badge.width, top), badge)
@@ -224,7 +218,7 @@ def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int
         _text(draw, (left + TILE_W // 2, y), words, 13, ink, TILE_W + GAP - 2, anchor="ma")
 
 
-def _crop(path: str | os.PathLike[str]) -> Image.Image:
+def crop_of(path: str | os.PathLike[str]) -> Image.Image:
     """The image fitted into (CROP_W, CROP_H); a grey tile with a cross where it cannot be read."""
     crop = Image.new("RGB", (CROP_W, CROP_H), LETTERBOX)
     try:
@@ -285,154 +279,3 @@ def _save(image: Image.Image, output: str | os.PathLike[str]) -> None:
         image.save(temporary, format="PNG")
 
 
-def draw_curves(history: Sequence[dict[str, Any]], output: str | os.PathLike[str]) -> None:
-    """Writes a PNG of a training: loss and its parts, learning rate, and each head's accuracy, Rank-1 and spread.
-
-    `history` has one dict an epoch, at least one: epoch, lr, loss; losses, its parts by name; rank1 of all heads
-    together; and heads, a list of name, accuracy, rank1 and spread. accuracy and rank1 are fractions in [0, 1], rank1
-    None where it was not measured; spread is in [0, 1].
-    """
-    from matplotlib.figure import Figure  # lazily: slow to import; Figure without pyplot draws by Agg, with no display
-
-    epochs = [entry["epoch"] for entry in history]
-    marker = "o" if len(history) == 1 else None
-    figure = Figure(figsize=(12, 9.6), layout="constrained")
-    axes = figure.subplots(3, 2).ravel()
-    axes[0].plot(epochs, [entry["loss"] for entry in history], color="black", marker=marker, label="loss")
-    for part in history[0]["losses"]:
-        axes[0].plot(epochs, [entry["losses"][part] for entry in history], marker=marker, label=part)
-    axes[0].set(title="Loss", ylabel="loss, mean over the epoch")
-    axes[0].legend(frameon=False)
-    axes[1].plot(epochs, [entry["lr"] for entry in history], color="black", marker=marker)
-    axes[1].set(title="Learning rate", ylabel="learning rate at the epoch's end")
-
-    for i, name in enumerate(dict.fromkeys(head["name"] for entry in history for head in entry["heads"])):
-        style: dict[str, Any] = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i % 3], "label": name}
-        rows = [(entry["epoch"], head) for entry in history for head in entry["heads"] if head["name"] == name]
-        x = [epoch for epoch, _ in rows]
-        axes[2].plot(x, [100 * head["accuracy"] for _, head in rows], marker=marker, **style)
-        axes[4].plot(x, [head["spread"] for _, head in rows], marker=marker, **style)
-        _plot_measured(axes[3], [(epoch, head["rank1"]) for epoch, head in rows], **style)
-    together = [(entry["epoch"], entry["rank1"]) for entry in history]
-    _plot_measured(axes[3], together, color="black", linewidth=2.5, label="all together (Rank-1)")
-    axes[2].set(title="Accuracy of each head on training images", ylabel="accuracy (%)")
-    axes[3].set(title="Rank-1 of each head alone, on the identities watched", ylabel="Rank-1 (%)")
-    axes[4].set(title="Spread of each head's features", ylabel="spread (0: collapsed to a constant)")
-    if not axes[3].lines:
-        axes[3].text(0.5, 0.5, "not measured", transform=axes[3].transAxes, ha="center", color="0.4")
-
-    for ax in axes[:5]:
-        ax.set(xlabel="epoch", xlim=axes[0].get_xlim())
-        ax.set_ylim(bottom=0)
-        ax.grid(True, color="0.9")
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[5].axis("off")
-    shown = {line.get_label(): line for line in (*axes[2].lines, *axes[3].lines)}
-    if shown:
-        axes[5].legend(shown.values(), shown.keys(), title="heads", loc="center", ncols=2, frameon=False)
-    with atomic_file(output) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-
-
-def _plot_measured(ax: Any, points: Sequence[tuple[int, float | None]], **style: Any) -> None:
-    """A dot for each (epoch, fraction) that was measured, joined, in percent."""
-    measured = [(epoch, 100 * value) for epoch, value in points if value is not None]
-    if measured:
-        ax.plot(*zip(*measured, strict=True), marker="o", markersize=4, **style)
-
-
-def draw_scores(
-    scores: Scores, verification: Verification | None, output: str | os.PathLike[str], *, title: str
-) -> None:
-    """Writes a PNG of the CMC curve and, with a verification, of how pairs score and of the ROC curve."""
-    from matplotlib.figure import Figure  # lazily, as in `draw_curves`
-
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
-    figure.suptitle(_plain(title), fontsize=12)
-    cmc, pairs, roc = figure.subplots(1, 3)
-    ranks = np.arange(1, len(scores.cmc) + 1)
-    cmc.plot(ranks, 100 * scores.cmc, color="black", marker="o", markersize=3)
-    cmc.set(title="CMC", xlabel="rank", ylabel="queries with a hit by that rank (%)", ylim=(0, 102))
-    if verification is None:
-        for ax in (pairs, roc):
-            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color="0.4")
-    else:
-        v = verification
-        colours = ([x / 255 for x in RIGHT], [x / 255 for x in WRONG])
-        counts = ((v.genuine_histogram, v.num_genuine), (v.impostor_histogram, v.num_impostor))
-        for (bins, of), words, colour in zip(counts, ("one person", "two people"), colours):
-            pairs.stairs(100 * bins / of, HISTOGRAM_EDGES, fill=True, alpha=0.35, color=colour)
-            pairs.stairs(100 * bins / of, HISTOGRAM_EDGES, color=colour, label=f"{words}: {of:,} pairs")
-        seen = np.flatnonzero(v.genuine_histogram + v.impostor_histogram)
-        pairs.set(title="Scores of pairs", xlabel="cosine similarity", ylabel="share of the pairs (%)",
-                  xlim=(HISTOGRAM_EDGES[seen[0]], HISTOGRAM_EDGES[seen[-1] + 1]))  # fmt: skip
-        pairs.set_ylim(top=1.3 * pairs.get_ylim()[1])  # room for the legend
-        pairs.legend(frameon=False)
-        roc.plot(np.maximum(v.curve_fpr, 1 / v.num_impostor), 100 * v.curve_tpr, color="black")
-        roc.set(title="ROC", xscale="log", xlabel="FPR", ylabel="TPR (%)", ylim=(0, 102))
-        for point in v.points:
-            if point.tpr is not None:
-                roc.plot(point.fpr, 100 * point.tpr, "o", color="black", markersize=4)
-                roc.annotate(
-                    f"{100 * point.tpr:.1f}",
-                    (point.fpr, 100 * point.tpr),
-                    (-5, 5),
-                    ha="right",
-                    textcoords="offset points",
-                )
-    for ax in (cmc, pairs, roc):
-        ax.set_ylim(bottom=0)
-        ax.grid(True, color="0.9")
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    with atomic_file(output) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-
-
-def _plain(words: str) -> str:
-    """For matplotlib, which takes $ for mathematics."""
-    return words.replace("$", r"\$")
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px system-ui, sans-serif; color: #202020; margin: 1.5em; }}
-section {{ border-top: 1px solid #ddd; padding: .4em 0; }}
-h2 {{ font-size: 1em; margin: .3em 0; }}
-figure {{ display: inline-block; margin: 0 6px 4px 0; vertical-align: top; }}
-figcaption {{ color: #6e6e6e; font-size: 12px; text-align: center; }}
-</style></head><body><h1>{title}</h1><p>{text}</p>
-{strips}
-</body></html>
-"""
-
-
-def write_people_page(
-    strips: Sequence[tuple[str, Sequence[Tile]]], output: str | os.PathLike[str], *, title: str, text: str
-) -> None:
-    """Writes an HTML page that stands alone, with a strip of pictures a person: a heading and its crops.
-
-    The first MOST_STRIPS are shown, and of each the first STRIP_CROPS, and how many more there are. Hovering over a
-    crop names its file.
-    """
-    parts = []
-    for heading, tiles in strips[:MOST_STRIPS]:
-        figures = [_figure(tile) for tile in tiles[:STRIP_CROPS]]
-        more = f"<p>and {len(tiles) - STRIP_CROPS:,} more</p>" if len(tiles) > STRIP_CROPS else ""
-        parts.append(f"<section><h2>{html.escape(heading)}</h2>{''.join(figures)}{more}</section>")
-    if len(strips) > MOST_STRIPS:
-        parts.append(f"<p>and {len(strips) - MOST_STRIPS:,} more like these</p>")
-    page = _PAGE.format(title=html.escape(title), text=html.escape(text), strips="\n".join(parts))
-    write_text(output, page.encode("utf-8", "replace").decode())
-
-
-def _figure(tile: Tile) -> str:
-    held = io.BytesIO()
-    _crop(tile.path).save(held, "JPEG", quality=80)
-    name = html.escape(os.fspath(tile.path).encode("utf-8", "replace").decode(), quote=True)
-    image = (
-        f'<img width="{CROP_W}" height="{CROP_H}" src="data:image/jpeg;base64,{b64encode(held.getvalue()).decode()}"'
-    )
-    words = "" if tile.camid is None else f"camera {tile.camid}"
-    return f'<figure title="{name}">{image} alt="{name}"><figcaption>{words}</figcaption></figure>'

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from reid.core.files import atomic_file
+from reid.core.files import atomic_file, identity
 from reid.core.types import ReidError
 
-T = TypeVar("T")
 THREADS = min(16, os.cpu_count() or 1)
 BESIDE = max(1, THREADS // 4)  # beside a network on the same cores: more would wait for one another, and it for them
 
@@ -90,51 +85,7 @@ def _fill(pixels: np.ndarray, paths: Sequence[str], size: tuple[int, int], progr
     return pixels
 
 
-def identity(paths: Sequence[str]) -> str:
-    """16 hex digits that change when a file of the list does: of their names, sizes and times."""
-    try:
-        stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
-    except FileNotFoundError as error:
-        raise ReidError(f"no image at {error.filename}") from None
-    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
-
-
 def _free_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def prefetch(produce: Callable[[int], T], steps: Sequence[int], depth: int = 3) -> Iterator[T]:
-    """produce(step) for each step, in order, made by one thread ahead of the consumer.
-
-    A thread, not a process: the pixels are in memory, and a child forked after torch has used threads hangs.
-    """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: tuple[T | None, BaseException | None]) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for step in steps:
-                if stop.is_set():
-                    return
-                put((produce(step), None))
-        except BaseException as error:  # handed to the consumer, who raises it
-            put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        for _ in steps:
-            value, error = ready.get()
-            if error is not None:
-                raise error
-            yield value  # type: ignore[misc]
-    finally:
-        stop.set()
-        thread.join()

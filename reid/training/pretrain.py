@@ -29,13 +29,14 @@ from tqdm import tqdm
 
 from reid.core.types import ReidError
 from reid.models import backbones, checkpoint
+from reid.models.card import MEAN, STD, git_revision
 from reid.models.encoder import pick_device
-from reid.models.model import MEAN, STD, git_revision
 from reid.training import distributed
 from reid.training.config import PretrainConfig, as_dict
 from reid.training.data import open_image
 from reid.training.distributed import World
-from reid.training.loop import Step, Term, Training, check_same
+from reid.training.log import Step, Term
+from reid.training.loop import Training, check_same
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 VALIDATION_BATCH = 256

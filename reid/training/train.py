@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,25 +19,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reid.core.files import identity
 from reid.core.types import ReidError, Sample
-from reid.models.backbones import read_pretrained
+from reid.models.card import MEAN, make_card
 from reid.models.checkpoint import file_digest
-from reid.models.encoder import TorchEncoder, pick_device
-from reid.models.model import MEAN, ReidModel, check_input_size, is_model, load_model, make_card, save_model
-from reid.retrieval.evaluate import Scores, evaluate
+from reid.models.encoder import pick_device
+from reid.models.model import ReidModel, check_input_size, is_model, load_model, save_model
+from reid.models.pretrained import read_pretrained
 from reid.training import distributed
 from reid.training.augment import augment, augment_on, draw, joined
 from reid.training.config import Config, as_dict
-from reid.training.data import identity, load_pixels
+from reid.training.data import load_pixels
 from reid.training.distributed import World
+from reid.training.log import Step, Term
 from reid.training.loop import Interrupted as Interrupted
-from reid.training.loop import Step, Term, Training, check_same
+from reid.training.loop import Training, check_same
 from reid.training.losses import ReidLoss
 from reid.training.sampler import pk_batches
 from reid.training.schedule import lr_at
+from reid.training.watch import divide, spread, watch
 
-WATCH_BATCH = 64
-WATCHED_IDENTITIES = 64  # of the training set, where none are held out
 FILL = [round(255 * value) for value in MEAN]
 
 
@@ -108,7 +108,7 @@ class _Run(Training):
         super().__init__(output, of, config.p * config.k, world, device, progress)
         self.name, self.config = name, config
         self.model_file = output / "model.safetensors"
-        self.samples, self.watched = _divide(samples, config)
+        self.samples, self.watched = divide(samples, config)
         self.classes = sorted({sample.pid for sample in self.samples})
         self.labels = np.searchsorted(self.classes, [sample.pid for sample in self.samples])
         # one thread of numpy keeps ahead of a CPU that trains, and not of a GPU
@@ -166,7 +166,7 @@ class _Run(Training):
             if self.world.first:
                 print(matched)
         torch.manual_seed(config.seed)
-        self.model = ReidModel(make_card(config, len(self.classes)), weights)
+        self.model = ReidModel(make_card(as_dict(config), len(self.classes)), weights)
         if start:
             self.model.start_from(start, config.pretrained)
         check_input_size(self.model)
@@ -438,55 +438,6 @@ def make_optimizer(model: ReidModel, config: Config) -> torch.optim.SGD:
         weight_decay=config.weight_decay,
         fused=True,
     )
-
-
-def spread(features: Tensor) -> Tensor:
-    """How much each head's features differ within a batch, in [0, 1]: root mean variance over root mean square.
-
-    (B, F, D) -> (F,). 0 is a head that has collapsed to a constant.
-    """
-    return (features.var(0, unbiased=False).mean(-1) / features.square().mean((0, 2)).clamp(min=1e-12)).sqrt()
-
-
-def watch(model: ReidModel, samples: Sequence[Sample], pixels: np.ndarray, device: torch.device) -> dict[str, float]:
-    """Rank-1 of each head by name, and "rank1" and "mAP" of all together, on identities of one's own.
-
-    The first image of each person and camera is a query, the others the gallery. Empty where no query has a match.
-    """
-    encoder = TorchEncoder(model, flip=False, device=device)
-    batches = [pixels[i : i + WATCH_BATCH] for i in range(0, len(pixels), WATCH_BATCH)]
-    features = np.concatenate([encoder.features(batch).cpu().numpy() for batch in batches])
-    pids, camids = np.array([s.pid for s in samples]), np.array([s.camid for s in samples])
-    is_query = np.zeros(len(samples), bool)
-    is_query[np.unique(np.stack((pids, camids)), axis=1, return_index=True)[1]] = True
-
-    def scores(x: np.ndarray) -> Scores:
-        return evaluate(x[is_query], x[~is_query], pids[is_query], pids[~is_query], camids[is_query], camids[~is_query])
-
-    try:
-        whole = scores(features.reshape(len(samples), -1))
-    except ReidError:
-        return {}
-    heads = {name: scores(features[:, i]).rank1 for i, name in enumerate(model.head.names)}
-    return {**heads, "rank1": whole.rank1, "mAP": whole.mAP}
-
-
-def _divide(samples: Sequence[Sample], config: Config) -> tuple[list[Sample], list[Sample]]:
-    """(what is trained on, what is watched): identities held out by the seed, or some of the training ones."""
-    pids = sorted({sample.pid for sample in samples})
-    shuffled = [pids[i] for i in np.random.default_rng([config.seed, 2]).permutation(len(pids))]
-    if not config.holdout:
-        some = set(shuffled[:WATCHED_IDENTITIES])
-        return list(samples), [sample for sample in samples if sample.pid in some] if config.watch_epochs else []
-    count = max(2, math.ceil(config.holdout * len(pids)))
-    if not config.watch_epochs or not config.epochs:
-        raise ReidError(
-            "holdout chooses the best checkpoint while training is watched: --set epochs and watch_epochs to 1 or more"
-        )
-    if count >= len(pids) - 1:
-        raise ReidError(f"holding out {count} of {len(pids)} identities leaves too few to train on")
-    held = set(shuffled[:count])
-    return [s for s in samples if s.pid not in held], [s for s in samples if s.pid in held]
 
 
 def _digest(pids: list[int]) -> str:
