@@ -23,7 +23,7 @@ from reid.gallery import Gallery
 from reid.models.card import make_card
 from reid.models.embedder import Embedder
 from reid.models.encoder import TorchEncoder, open_encoder
-from reid.models.exported import Exported, Runtime
+from reid.models.exported import INSTALL, Exported, Runtime
 from reid.models.model import ReidModel, load_model, multiply_adds, save_model
 from reid.models.projection import principal_axes
 from reid.training.config import as_dict
@@ -417,5 +417,5 @@ def test_files_that_are_no_exports(tmp_path):
 def test_a_missing_library_is_named_with_its_command(tmp_path, monkeypatch, suffix, library):
     monkeypatch.setitem(sys.modules, library, None)
     (tmp_path / f"a{suffix}").write_bytes(b"x")
-    with pytest.raises(ReidError, match=rf"this needs {library}.*{exported.INSTALL[:11]}"):
+    with pytest.raises(ReidError, match=rf"this needs {library}.*{INSTALL[:11]}"):
         open_encoder(tmp_path / f"a{suffix}")

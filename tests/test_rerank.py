@@ -18,8 +18,9 @@ import reid.retrieval.rerank
 from reid.core.types import ReidError
 from reid.retrieval.cluster import cluster
 from reid.retrieval.evaluate import evaluate
-from reid.retrieval.knn_graph import Stack, nearest, nearest_of_each
+from reid.retrieval.knn_graph import nearest, nearest_of_each
 from reid.retrieval.rerank import Reranker, jaccard, rerank
+from reid.retrieval.vectors import Stack
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cuhk03-np-p1" / "detected"
 OPTIONS = [(20, 6, 0.3), (5, 1, 0.5), (7, 3, 0.1), (1, 1, 0.9), (2, 9, 0.3), (50, 6, 0.3), (20, 6, 1.0)]

@@ -83,3 +83,13 @@ def identity(paths: Sequence[str]) -> str:
     except FileNotFoundError as error:
         raise ReidError(f"no image at {error.filename}") from None
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def hash_file(*paths: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, or of several ones' in turn, hexadecimal."""
+    sha = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                sha.update(block)
+    return sha.hexdigest()

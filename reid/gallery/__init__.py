@@ -28,13 +28,27 @@ array([0, 1, 2, 3])
 >>> folder.cleanup()
 """
 
+import os
+
+from reid.core.files import hash_file
 from reid.gallery.base import Gallery
+from reid.gallery.entry import Entry, Forgotten, Info
 from reid.gallery.export import export, to_faiss
 from reid.gallery.filter import Filter, parse_age, parse_pid, parse_time, show_time
-from reid.gallery.folder.check import check, repair
-from reid.gallery.folder.gallery import Entry, Forgotten, Info, fuse, hash_file
 from reid.gallery.folder.presets import PRESETS
 from reid.gallery.rerank import search_reranked
+from reid.retrieval.vectors import fuse
+
+
+def check(place: str | os.PathLike[str]) -> list[str]:
+    """Reads all of the gallery that is there: what is wrong, a line each. Raises ReidError."""
+    return Gallery.unread(place).check()
+
+
+def repair(place: str | os.PathLike[str]) -> tuple[list[Entry], list[str]]:
+    """Keeps every vector that is whole: the images that are dropped, and what is wrong still. Raises ReidError."""
+    return Gallery.unread(place).repair()
+
 
 __all__ = [
     "PRESETS",

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from reid.core.types import Ranking, ReidError
+from reid.gallery.entry import (
+    Entry,
+    Field,
+    Forgotten,
+    Info,
+    Pid,
+    as_digest,
+    as_integer,
+    as_json,
+    as_pid,
+    as_seconds,
+    stored,
+)
 from reid.gallery.filter import Filter
 from reid.gallery.folder.manifest import Manifest
-from reid.gallery.values import Field, Pid, as_digest, as_integer, as_json, as_pid, as_seconds, stored
-from reid.retrieval.evaluate import UNIT_TOLERANCE, is_unit, row_norms
-
-if TYPE_CHECKING:
-    from reid.gallery.folder.gallery import Entry, Forgotten, Info
+from reid.gallery.places import kind_of
+from reid.retrieval.vectors import UNIT_TOLERANCE, is_unit, row_norms
 
 RECALL = 0.99  # of the nearest images, that an index should find
-MILVUS = ("milvus://", "milvus+https://", "milvus+lite:")
 
 
 class Snapshot(NamedTuple):
@@ -68,6 +76,11 @@ class Gallery(ABC):
     def open(cls, place: str | os.PathLike[str], *, wait: float = 10.0) -> Gallery:
         """The gallery that is there. Checksums are not compared: see `check`. Raises ReidError."""
         return kind_of(place).open(place, wait=wait)
+
+    @classmethod
+    def unread(cls, place: str | os.PathLike[str]) -> Gallery:
+        """The gallery that is there, of which nothing was read yet: for `check` and `repair`. Raises ReidError."""
+        return kind_of(place).unread(place)
 
     @classmethod
     def exists(cls, place: str | os.PathLike[str]) -> bool:
@@ -293,6 +306,17 @@ class Gallery(ABC):
         """Takes what was removed out of the files."""
 
     @abstractmethod
+    def check(self) -> list[str]:
+        """Reads all of it: what is wrong, a line each. Raises ReidError where there is none to read."""
+
+    @abstractmethod
+    def repair(self) -> tuple[list[Entry], list[str]]:
+        """Keeps every vector that is whole and drops the images of the others.
+
+        Returns those images, and what is wrong still. Raises ReidError where nothing says which vector is whose.
+        """
+
+    @abstractmethod
     def _writing(self) -> AbstractContextManager[Any]:
         """Alone among writers; raises ReidError where another one writes for long."""
 
@@ -352,31 +376,3 @@ def check_new(place: str | os.PathLike[str], dimension: int, model: str | os.Pat
         raise ReidError(f"gallery {place}: the dimension of its vectors should be at least 1, got {dimension}")
     if model is not None and not Path(model).is_file():
         raise ReidError(f"gallery {place}: there is no model file {model}")
-
-
-def scratch_of(place: str | os.PathLike[str]) -> Path:
-    """A folder of this machine for what is under way to a gallery: beside it, or in the cache."""
-    if not is_milvus(place):
-        folder = Path(place)
-        return folder.with_name(f".{folder.name}-embedding")
-    return cache_folder() / f"embedding-{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}"
-
-
-def cache_folder() -> Path:
-    """What this machine keeps of galleries elsewhere: copies of models, embeddings on their way."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reid"
-
-
-def is_milvus(place: str | os.PathLike[str]) -> bool:
-    return os.fspath(place).startswith(MILVUS)
-
-
-def kind_of(place: str | os.PathLike[str]) -> type[Gallery]:
-    """The kind of gallery that lies there."""
-    if is_milvus(place):
-        from reid.gallery.milvus.gallery import MilvusGallery
-
-        return MilvusGallery
-    from reid.gallery.folder.gallery import FolderGallery
-
-    return FolderGallery

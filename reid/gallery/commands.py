@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from reid.core.files import write_text
+from reid.core.files import hash_file, write_text
 from reid.core.types import ReidError
-from reid.gallery.base import RECALL, Gallery, scratch_of
+from reid.gallery import check, repair
+from reid.gallery.base import RECALL, Gallery
+from reid.gallery.entry import Entry, Field, Info, Pid
 from reid.gallery.export import export
 from reid.gallery.filter import Filter, parse_age, parse_pid, parse_time, show_time
-from reid.gallery.folder.check import check, repair
-from reid.gallery.folder.gallery import Entry, Info, fuse, hash_file
 from reid.gallery.index.sq8 import LEAST
+from reid.gallery.places import scratch_of
 from reid.gallery.rerank import search_reranked
-from reid.gallery.values import Field, Pid
+from reid.retrieval.vectors import fuse
 
 if TYPE_CHECKING:
     from reid.models.embedder import Embedder

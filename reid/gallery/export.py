@@ -15,9 +15,8 @@ import numpy as np
 from reid.core.files import atomic_folder
 from reid.core.types import ReidError
 from reid.gallery.base import Gallery
+from reid.gallery.entry import Entry, stored
 from reid.gallery.filter import show_time
-from reid.gallery.folder.gallery import Entry
-from reid.gallery.values import stored
 
 
 def export(

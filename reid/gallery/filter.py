@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from reid.core.types import ReidError
-from reid.gallery.values import Field, stored
+from reid.gallery.entry import Field, stored
 
 
 @dataclass(frozen=True)

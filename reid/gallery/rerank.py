@@ -13,7 +13,7 @@ import numpy as np
 
 from reid.core.types import Ranking, ReidError
 from reid.gallery.base import Gallery
-from reid.gallery.folder.gallery import Entry
+from reid.gallery.entry import Entry
 from reid.retrieval.rerank import K1, K2, LAMBDA, rerank
 
 SHORTLIST = 500

@@ -22,7 +22,8 @@ from scipy.special import expit
 
 from reid.core.types import ReidError
 from reid.retrieval.bootstrap import Interval, intervals
-from reid.retrieval.verification import best_per_person, check_rows
+from reid.retrieval.vectors import check_rows
+from reid.retrieval.verification import best_per_person
 
 PRIOR = 0.5  # share of pairs of one person that `Calibration.probability` assumes
 _KNOTS = 100

@@ -23,10 +23,9 @@ from tqdm import tqdm
 
 from reid.core.threads import together
 from reid.core.types import JUNK, ReidError
+from reid.retrieval.vectors import check_dimensions, round_to_grid, row_norms
 
-UNIT_TOLERANCE = 1e-4  # a row whose length is this near to 1 counts as unit and is taken as it is
 _MAX_RANK = 50
-_GRID = np.float32(2.0**26)
 _STEP = 4096  # rows of features at a time, and by default queries
 _PIECE = 256  # rows brought onto the grid at a time, in the processor's cache
 _TILE = 2**25  # gallery values at a time: 128 MiB
@@ -115,7 +114,7 @@ def evaluate(
     ) as bar:
         for start in range(0, num_query, block):
             part = slice(start, start + block)
-            features = _on_grid(query[part], query_norms[part])
+            features = round_to_grid(query[part], query_norms[part])
             extra = None if bonus is None else bonus[part]
             ranked = _match_ranks(features, query_pids[part], query_camids[part], index, extra, bar)
             for q, ranks in zip(range(start, num_query), ranked):
@@ -155,40 +154,6 @@ def evaluate(
     )
 
 
-def check_dimensions(query: np.ndarray, gallery: np.ndarray) -> None:
-    """Raises ReidError unless query (Q, D) and gallery (G, D) are of one dimension."""
-    if query.shape[1] != gallery.shape[1]:
-        raise ReidError(
-            f"query and gallery features differ in dimension, {query.shape[1]} and {gallery.shape[1]}: "
-            "embed both with the same model"
-        )
-
-
-def row_norms(features: np.ndarray, what: str) -> np.ndarray:
-    """Lengths (N,) float64 of the rows of features (N, D).
-
-    Raises ReidError that begins with `what`, unless features are two-dimensional, finite and without a row of zeros.
-    """
-    if features.ndim != 2 or features.dtype.kind != "f":
-        raise ReidError(
-            f"{what}: features should be an (N, D) array of floats, got shape {features.shape} of {features.dtype}"
-        )
-    norms = np.empty(len(features))
-    for start in range(0, len(features), _STEP):
-        rows = np.asarray(features[start : start + _STEP])
-        norms[start : start + _STEP] = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if len(bad):
-        kind = "is all zeros" if norms[bad[0]] == 0 else "holds NaN or infinity"
-        raise ReidError(f"{what}: feature row {bad[0]} {kind} ({len(bad)} such rows of {len(norms)}), embed it again")
-    return norms
-
-
-def is_unit(norms: np.ndarray) -> np.ndarray:
-    """Which lengths (N,) count as 1, bool (N,)."""
-    return np.abs(norms - 1) <= UNIT_TOLERANCE
-
-
 class _Gallery:
     """The G gallery features beside what is known of them, found by pid."""
 
@@ -209,7 +174,7 @@ class _Gallery:
         return int(np.unique(people, return_counts=True)[1].max(initial=1))
 
     def on_grid(self, rows: np.ndarray) -> np.ndarray:
-        return _on_grid(self.features[rows], self.norms[rows])
+        return round_to_grid(self.features[rows], self.norms[rows])
 
 
 class _Wanted:
@@ -334,7 +299,7 @@ class _Tile:
             in_line = some[-1] - some[0] == len(some) - 1
             features = gallery.features[slice(some[0], some[-1] + 1) if in_line else some]
             for chunk, part in zip(self.chunks, _parts(dimension)):
-                _on_grid(features[:, part.start : part.stop], gallery.norms[some], chunk[start : start + _PIECE])
+                round_to_grid(features[:, part.start : part.stop], gallery.norms[some], chunk[start : start + _PIECE])
 
         together(fill, range(0, len(rows), _PIECE))
 
@@ -359,17 +324,6 @@ class _Tile:
 
 def _parts(dimension: int) -> list[range]:
     return [range(d, min(d + _CHUNK, dimension)) for d in range(0, dimension, _CHUNK)]
-
-
-def _on_grid(rows: np.ndarray, norms: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Rows (N, D), or some of their columns, at unit length in multiples of 1 / _GRID; norms (N,) are the rows'."""
-    unit = is_unit(norms)
-    if not unit.all():
-        rows = rows / np.where(unit, 1.0, norms)[:, None]
-    found = np.multiply(rows, _GRID, out=out, dtype=np.float32, casting="same_kind")
-    np.rint(found, out=found)
-    found *= 1 / _GRID
-    return found
 
 
 def _ids(values: np.ndarray, name: str, count: int) -> np.ndarray:

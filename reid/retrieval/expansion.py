@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from reid.core.types import ReidError
-from reid.retrieval.knn_graph import Neighbours, Stack, check_pair, check_set, nearest, nearest_of_each
+from reid.retrieval.knn_graph import Neighbours, nearest, nearest_of_each
+from reid.retrieval.vectors import Stack, check_pair, check_set
 
 _STEP = 1024  # rows at a time
 

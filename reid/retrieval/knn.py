@@ -14,9 +14,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from reid.retrieval.evaluate import UNIT_TOLERANCE
+from reid.retrieval.vectors import inner, product_error, take
 
-_GRID = np.float32(2.0**26)
 _QUERIES = 1024  # at a time
 _PRODUCT = 2**24  # float32 scores at a time: 64 MiB
 _FIRST = 2048  # rows of the first block, from which on `least` leaves most of the others out
@@ -61,7 +60,7 @@ def _candidates(
     queries: np.ndarray, segments: Sequence[np.ndarray], chosen: np.ndarray, top_k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Only those rows are multiplied exactly that come within the float32 product's error of the top_k-th."""
-    margin = 2 * _error(queries.shape[1])
+    margin = 2 * product_error(queries.shape[1])
     best = np.full((len(queries), top_k), -np.inf, np.float32)  # the top_k scores so far, unsorted
     least = np.full(len(queries), -np.inf, np.float32)  # below it, nothing can be among them
     kept: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries]
@@ -100,21 +99,11 @@ def order(
     """The top_k nearest of some rows, ascending, to one query (1, D): rows and scores, (top_k,)."""
     vectors = take(segments, places)
     rough = vectors @ query[0]
-    least = np.partition(rough, len(rough) - top_k)[-top_k] - 2 * _error(query.shape[1])
+    least = np.partition(rough, len(rough) - top_k)[-top_k] - 2 * product_error(query.shape[1])
     near = np.flatnonzero(rough >= least)
     scores = inner(query, vectors[near])[0]
     best = np.argsort(-scores, kind="stable")[:top_k]
     return places[near[best]], np.clip(scores[best], -1, 1).astype(np.float32)
-
-
-def take(segments: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Those rows, ascending, of the segments' rows counted through: (n, D) float32."""
-    bounds = np.searchsorted(rows, np.cumsum([0, *map(len, segments)]))
-    start, pieces = 0, []
-    for vectors, low, high in zip(segments, bounds[:-1], bounds[1:]):
-        pieces.append(vectors[rows[low:high] - start])
-        start += len(vectors)
-    return np.concatenate(pieces)
 
 
 def _blocks(
@@ -138,21 +127,3 @@ def _blocks(
         offset += len(vectors)
 
 
-def inner(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """(Q, n) float64 products, the same in whatever order they are summed: see `reid.retrieval.evaluate`."""
-    product: np.ndarray = _on_grid(queries) @ _on_grid(vectors).T
-    return product / float(_GRID) ** 2
-
-
-def _on_grid(vectors: np.ndarray) -> np.ndarray:
-    """Multiples of 2^-26, counted: whole numbers in float64."""
-    return np.rint(vectors * _GRID).astype(np.float64)
-
-
-def _error(dimension: int) -> float:
-    """How far a float32 product of two unit vectors, summed in any order, may lie from the exact score.
-
-    n u |x| |y| of the sum (u = 2^-24), and n values that the grid moved by 2^-27 each on both sides.
-    """
-    unit = (1 + UNIT_TOLERANCE) ** 2
-    return 1.01 * unit * (dimension * 2.0**-24 + dimension**0.5 * 2.0**-26)

@@ -11,16 +11,13 @@ dimension: by Cauchy-Schwarz that bounds the similarity from above, and the cand
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from reid.core.threads import multiply, pieces, threads_of_ours, together
-from reid.core.types import ReidError
-from reid.retrieval.evaluate import check_dimensions
-from reid.retrieval.verification import check_rows
+from reid.retrieval.vectors import Stack
 
 _BLOCK = 2048  # rows of a product, and columns
 _PAIRS = 128  # of rows, compared at a time
@@ -41,52 +38,6 @@ class Neighbours(NamedTuple):
     rows: np.ndarray  # (N, k) int32, the nearest first, equally near ones ascending
     scores: np.ndarray  # (N, k) float32, cosine similarity
     lowest: np.ndarray  # (N,) float32, cosine similarity to the farthest of all
-
-
-class Stack:
-    """Features of several arrays, (n, D) each, read as if they lay in one of (N, D)."""
-
-    def __init__(self, *parts: np.ndarray) -> None:
-        self.parts = parts
-        self.starts = np.cumsum([0, *map(len, parts)])
-        self.dimension = parts[0].shape[1]
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """(n, D) of the rows at a slice without a step."""
-        start, stop, _ = rows.indices(len(self))
-        found = [part[max(start - at, 0) : max(stop - at, 0)] for part, at in zip(self.parts, self.starts)]
-        return np.concatenate([part for part in found if len(part)])
-
-    def split(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each array: it, which of rows (N,) lie in it, and where."""
-        of_part = np.searchsorted(self.starts, rows, "right") - 1
-        for n, part in enumerate(self.parts):
-            which = np.flatnonzero(of_part == n)
-            yield part, which, rows[which] - self.starts[n]
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) of the rows at indices (n,)."""
-        found = np.empty((len(rows), self.dimension), np.float32)
-        for part, which, places in self.split(rows):
-            found[which] = part[places]
-        return found
-
-
-def check_pair(query: np.ndarray, gallery: np.ndarray) -> None:
-    """Raises ReidError unless query (Q, D) and gallery (G, D) hold finite rows of unit length, at least one each."""
-    check_set(query, "query")
-    check_set(gallery, "gallery")
-    check_dimensions(query, gallery)
-
-
-def check_set(features: np.ndarray, what: str) -> None:
-    """Raises ReidError unless features (N, D) are finite rows of unit length, at least one."""
-    check_rows(features, what)
-    if not len(features):
-        raise ReidError(f"{what}: there are no features to compare")
 
 
 def similarities(left: Stack, right: Stack, left_rows: np.ndarray, right_rows: np.ndarray) -> np.ndarray:

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from reid.core.threads import together
 from reid.core.types import ReidError
-from reid.retrieval.knn_graph import Neighbours, Stack, check_pair, check_set, nearest_of_each, similarities
+from reid.retrieval.knn_graph import Neighbours, nearest_of_each, similarities
+from reid.retrieval.vectors import Stack, check_pair, check_set
 
 K1, K2, LAMBDA = 20, 6, 0.3  # the paper's
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reid.core.types import JUNK, ReidError
-from reid.retrieval.evaluate import check_dimensions, is_unit, row_norms
+from reid.retrieval.vectors import check_dimensions, check_rows
 
 FPIR = (0.01, 0.1)
 HISTOGRAM_EDGES = np.linspace(-1, 1, 201)
@@ -232,22 +232,6 @@ def best_per_person(
         here = slice(person[part.start], person[part.stop - 1] + 1)
         best[here] = np.maximum(best[here], np.maximum.reduceat(scores, first))
     return people, best
-
-
-def check_rows(features: np.ndarray, what: str, **ids: np.ndarray) -> None:
-    """Raises ReidError unless features (N, D) are finite rows of unit length, and each of `ids` is of (N,) integers."""
-    norms = row_norms(features, what)
-    other = np.flatnonzero(~is_unit(norms))
-    if len(other):
-        raise ReidError(
-            f"{what}: feature rows should be of unit length, row {other[0]} is {norms[other[0]]:.4g} long "
-            f"({len(other)} such rows of {len(norms)}): divide each row by its length"
-        )
-    for name, values in ids.items():
-        if values.shape != (len(features),) or values.dtype.kind not in "iu":
-            raise ReidError(
-                f"{name} should be {len(features)} integers, one a feature: got shape {values.shape} of {values.dtype}"
-            )
 
 
 class _Highest:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from reid.core.types import ReidError
-from reid.gallery.base import is_milvus
+from reid.gallery.entry import Entry
 from reid.gallery.folder import presets, quantizers
 from reid.gallery.folder import vectors as vector_files
-from reid.gallery.folder.gallery import _COLUMNS, Entry, FolderGallery, _entry
+from reid.gallery.folder.database import COLUMNS, Database, entry_of
 from reid.gallery.folder.manifest import DATABASE, told
 from reid.gallery.folder.quantizers import INDEX
 from reid.gallery.folder.vectors import Damage
@@ -30,59 +28,49 @@ class _Part(NamedTuple):
     trouble: str | None
 
 
-def check(path: str | os.PathLike[str]) -> list[str]:
-    """Reads all of a gallery: what is wrong, a line each. Raises ReidError where there is none to read."""
-    if is_milvus(path):
-        from reid.gallery.milvus.gallery import MilvusGallery
-
-        return MilvusGallery.open(path).check()
-    gallery = FolderGallery(Path(path))
-    with told(gallery.path), closing(gallery._connect()) as db:
+def check(database: Database) -> list[str]:
+    """Reads all of it: what is wrong, a line each. Raises ReidError where there is none to read."""
+    with told(database.path), closing(database.connect()) as db:
         db.execute("BEGIN")
         troubles = [f"{DATABASE}: {line}" for line in _sound(db)]
         if not troubles:
-            parts = _parts(gallery, db)
+            parts = _parts(database, db)
             troubles += [part.trouble for part in parts if part.trouble]
             lost, _ = _strays(db, np.concatenate([np.empty(0, np.int64), *(part.keys for part in parts)]))
             if lost:
                 troubles.append(f"{DATABASE}: {len(lost)} images have no vector in any file")
-            troubles += _index_trouble(gallery, db)
-    return troubles + [trouble for trouble in [gallery._model_trouble()] if trouble]
+            troubles += _index_trouble(database, db)
+    return troubles
 
 
-def repair(path: str | os.PathLike[str]) -> tuple[list[Entry], list[str]]:
+def repair(database: Database) -> list[Entry]:
     """Keeps the vectors that are whole, in new files where a file is damaged, drops the images of the others, and
     learns a damaged index anew.
 
-    Returns those images, and what is wrong still. Raises ReidError where the database is damaged, since nothing
-    says then which vector is whose, or the codec of a compact gallery.
+    Returns those images. Raises ReidError where the database is damaged, since nothing says then which vector is
+    whose, or the codec of a compact database.
     """
-    if is_milvus(path):
-        from reid.gallery.milvus.gallery import MilvusGallery
-
-        return MilvusGallery.open(path).repair()
-    gallery = FolderGallery(Path(path))
-    with gallery._locked():
-        with told(gallery.path), closing(gallery._connect()) as db:
+    with database.locked():
+        with told(database.path), closing(database.connect()) as db:
             damage = _sound(db)
         if damage:
             raise ReidError(
-                f"gallery {path}: {DATABASE} is damaged ({damage[0]}) and cannot be repaired: take it from a copy, or "
+                f"gallery {database.path}: {DATABASE} is damaged ({damage[0]}) and cannot be repaired: take it from a copy, or "
                 "index the images again"
             )
-        with gallery._writing(locked=True) as db:
+        with database.writing(locked=True) as db:
             gone: set[int] = set()
-            parts = _parts(gallery, db)
-            index_trouble = _index_trouble(gallery, db)
+            parts = _parts(database, db)
+            index_trouble = _index_trouble(database, db)
             for part in parts:
                 if part.trouble:
-                    gone.update(_save(gallery, db, part))
+                    gone.update(_save(database, db, part))
             lost, strange = _strays(db, np.concatenate([np.empty(0, np.int64), *(part.keys for part in parts)]))
             dropped = []
             for key in sorted(gone | lost):
-                row = db.execute(f"SELECT {_COLUMNS} FROM images WHERE key = ?", [key]).fetchone()
+                row = db.execute(f"SELECT {COLUMNS} FROM images WHERE key = ?", [key]).fetchone()
                 if row:
-                    dropped.append(_entry(row))
+                    dropped.append(entry_of(row))
             db.executemany("DELETE FROM images WHERE key = ?", [(entry.key,) for entry in dropped])
             db.executemany("INSERT OR IGNORE INTO removed VALUES (?)", [(key,) for key in strange])
             held = {key for _, blob in db.execute("SELECT number, keys FROM segments")
@@ -90,8 +78,8 @@ def repair(path: str | os.PathLike[str]) -> tuple[list[Entry], list[str]]:
             idle = [(key,) for (key,) in db.execute("SELECT key FROM removed") if key not in held]
             db.executemany("DELETE FROM removed WHERE key = ?", idle)
             if index_trouble:
-                presets.learn(gallery, db)
-    return dropped, check(path)
+                presets.learn(database, db)
+    return dropped
 
 
 def _sound(db: sqlite3.Connection) -> list[str]:
@@ -103,14 +91,14 @@ def _sound(db: sqlite3.Connection) -> list[str]:
     return [] if lines == ["ok"] else lines
 
 
-def _parts(gallery: FolderGallery, db: sqlite3.Connection) -> list[_Part]:
-    parts, layout = [], gallery._layout(db)
+def _parts(database: Database, db: sqlite3.Connection) -> list[_Part]:
+    parts, layout = [], database.layout(db)
     for number, keys, sums in db.execute("SELECT number, keys, checksums FROM segments ORDER BY number").fetchall():
         expected = np.frombuffer(sums, "<u4")
-        rows, whole = vector_files.salvage(gallery.path, number, expected, layout)
+        rows, whole = vector_files.salvage(database.path, number, expected, layout)
         trouble = None
         try:
-            vector_files.load(gallery.path, number, len(expected), layout)
+            vector_files.load(database.path, number, len(expected), layout)
         except Damage as damage:
             trouble = str(damage)
         if not whole.all():
@@ -120,23 +108,23 @@ def _parts(gallery: FolderGallery, db: sqlite3.Connection) -> list[_Part]:
     return parts
 
 
-def _index_trouble(gallery: FolderGallery, db: sqlite3.Connection) -> list[str]:
+def _index_trouble(database: Database, db: sqlite3.Connection) -> list[str]:
     named = quantizers.named(db)
     if named is not None and named.kind == INDEX:
         try:
-            quantizers.load(gallery.path, named)
+            quantizers.load(database.path, named)
         except Damage as damage:
             return [str(damage)]
     return []
 
 
-def _save(gallery: FolderGallery, db: sqlite3.Connection, part: _Part) -> list[int]:
+def _save(database: Database, db: sqlite3.Connection, part: _Part) -> list[int]:
     """A new file of the rows that are whole, removed images' too, in the place of that; the keys of the others."""
     kept = np.flatnonzero(part.whole)
     if len(kept):
         (number,) = db.execute("SELECT next_segment FROM state").fetchone()
         pieces = (part.rows[kept[start : start + 1024]] for start in range(0, len(kept), 1024))
-        sums = vector_files.write(gallery.path, number, pieces, len(kept), gallery._layout(db))
+        sums = vector_files.write(database.path, number, pieces, len(kept), database.layout(db))
         db.execute("INSERT INTO segments VALUES (?, ?, ?)", [number, part.keys[kept].tobytes(), sums.tobytes()])
         db.execute("UPDATE state SET next_segment = ?", [number + 1])
     db.execute("DELETE FROM segments WHERE number = ?", [part.number])

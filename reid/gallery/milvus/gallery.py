@@ -37,15 +37,15 @@ from typing import Any
 
 import numpy as np
 
-from reid.core.files import atomic_file
+from reid.core.files import atomic_file, hash_file
 from reid.core.types import Ranking, ReidError
-from reid.gallery.base import Gallery, Snapshot, cache_folder, check_new
+from reid.gallery.base import Gallery, Snapshot, check_new
+from reid.gallery.entry import Entry, Forgotten, Info, Pid, as_pid, as_seconds
 from reid.gallery.filter import Filter
-from reid.gallery.folder.gallery import Entry, Forgotten, Info, hash_file
 from reid.gallery.folder.manifest import FORMAT_VERSION, METRIC, Manifest, as_manifest, damaged
 from reid.gallery.milvus.client import STEP, Collections, parse
 from reid.gallery.milvus.rows import COLUMNS, as_entry, as_row, group_of, listed, older, path_text, quoted, tag, where
-from reid.gallery.values import Pid, as_pid, as_seconds
+from reid.gallery.places import cache_folder
 
 _LIMIT = 16_384  # images that Milvus answers at most (quotaAndLimits)
 _PIECE = 48_000  # bytes of the model in a row; Milvus holds 65,535 in one text
@@ -104,6 +104,10 @@ class MilvusGallery(Gallery):
             raise damaged(gallery.place, f"the collection {gallery._at.images} is missing")
         gallery._next_key()
         return gallery
+
+    @classmethod
+    def unread(cls, place: str | os.PathLike[str]) -> MilvusGallery:
+        return cls.open(place)
 
     @classmethod
     def exists(cls, place: str | os.PathLike[str]) -> bool:

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from reid.gallery.entry import Entry, Field, Pid, stored
 from reid.gallery.filter import Filter
-from reid.gallery.folder.gallery import Entry
-from reid.gallery.values import Field, Pid, stored
 
 COLUMNS = ["key", "path", "pid", "camid", "time", "added", "hash", "fields"]
 _NO_CAMERA, _NO_TIME = -(2**62), -1e300  # unknown; columns that may be empty are of newer versions

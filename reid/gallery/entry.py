@@ -7,7 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Mapping
-from typing import SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 from reid.core.types import ReidError
 
@@ -68,3 +68,44 @@ def _is_field(value: object) -> bool:
     return isinstance(value, str) or (
         isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     )
+
+
+class Entry(NamedTuple):
+    """One image of a gallery. None: unknown."""
+
+    key: int  # given in order from 0, never twice: a key always names the same picture
+    path: str  # as it was given to `add`
+    pid: Pid | None = None
+    camid: int | None = None
+    time: float | None = None  # of capture, seconds since 1970, UTC
+    added: float = 0.0  # likewise, when it came into the gallery
+    hash: str | None = None  # SHA-256 of the file's content, hexadecimal
+    fields: Mapping[str, Field] = {}
+
+
+class Info(NamedTuple):
+    """What a gallery holds."""
+
+    format_version: int
+    fingerprint: str
+    input_size: tuple[int, int]
+    dimension: int
+    metric: str
+    has_model: bool
+    images: int
+    people: int  # pids, junk and distractors not counted
+    cameras: dict[int, int]  # camid -> images; those of unknown cameras are in none
+    times: tuple[float, float] | None  # first and last of capture
+    added: tuple[float, float] | None
+    files: int | None  # that hold vectors; of these three, what a server of Milvus does not tell is None
+    removed: int | None  # vectors of removed images, which `compact` takes out of the files
+    bytes: int | None  # of the folder
+    preset: str | None = None  # of a folder
+    learnt: Mapping[str, Any] | None = None  # of a codec or an index: what it was learnt from, what was measured
+
+
+class Forgotten(NamedTuple):
+    """What `forget` did."""
+
+    images: int
+    proof: str  # what was looked at and found free of them, and what was not
