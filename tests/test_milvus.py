@@ -18,7 +18,7 @@ import pytest
 
 from reid.core.types import ReidError
 from reid.gallery import Filter, Gallery, check, repair
-from reid.gallery.folder.manifest import FORMAT_VERSION
+from reid.gallery.manifest import FORMAT_VERSION
 from reid.gallery.milvus.rows import quoted
 from tests.test_gallery import digest, fill, make_milvus, random_unit
 

@@ -27,7 +27,7 @@ from reid.gallery.entry import (
     stored,
 )
 from reid.gallery.filter import Filter
-from reid.gallery.folder.manifest import Manifest
+from reid.gallery.manifest import Manifest
 from reid.gallery.places import kind_of
 from reid.retrieval.vectors import UNIT_TOLERANCE, is_unit, row_norms
 
@@ -192,7 +192,7 @@ class Gallery(ABC):
         self, vectors: np.ndarray, top_k: int, exclude_camids: int | Sequence[int | None] | np.ndarray | None
     ) -> tuple[np.ndarray, list[int | None]]:
         """A search's vectors, and for each of them the camera that is left out."""
-        vectors = self._checked(vectors, "query vectors")
+        vectors = checked(vectors, self.dimension, f"gallery {self.place}: query vectors")
         if top_k < 1:
             raise ReidError(f"gallery {self.place}: top_k is a number of images, at least 1: got {top_k}")
         if exclude_camids is None or isinstance(exclude_camids, (int, np.integer)):
@@ -205,10 +205,6 @@ class Gallery(ABC):
                 f"got {len(cameras)} for {len(vectors)} queries"
             )
         return vectors, cameras
-
-    def _no_group(self, name: str) -> ReidError:
-        return ReidError(f"gallery {self.place}: no image has the field {name!r} to group by; group by pid, or by a "
-                         "field that was given to `add`")  # fmt: skip
 
     # ---- writing
 
@@ -229,7 +225,7 @@ class Gallery(ABC):
         numbers. hashes: SHA-256 of the files' contents (`hash_file`). An image whose path is in the gallery with
         another hash takes its place, under a new key; otherwise none of the paths may be in it (see `known`).
         """
-        vectors = self._checked(vectors, "vectors to add")
+        vectors = checked(vectors, self.dimension, f"gallery {self.place}: vectors to add")
         columns: list[list[Any]] = [[stored(path) for path in paths]]
         kinds: list[tuple[Any, Callable[[Any], Any]]] = [
             (pids, as_pid), (camids, as_integer), (times, as_seconds), (hashes, as_digest), (fields, as_json)
@@ -352,23 +348,6 @@ class Gallery(ABC):
                 keys.append(here[path][0])
         return keys
 
-    def _checked(self, vectors: np.ndarray, what: str) -> np.ndarray:
-        """The same as contiguous float32."""
-        vectors = np.asarray(vectors)
-        norms = row_norms(vectors, f"gallery {self.place}: {what}")
-        if vectors.shape[1] != self.dimension:
-            raise ReidError(
-                f"gallery {self.place}: {what} should have {self.dimension} dimensions, got {vectors.shape[1]}; "
-                "embed the images with the gallery's model"
-            )
-        if not is_unit(norms).all():
-            row = int(np.argmin(is_unit(norms)))
-            raise ReidError(
-                f"gallery {self.place}: {what} should have length 1 within {UNIT_TOLERANCE}, row {row} has "
-                f"{norms[row]:.6g}; divide each row by its length"
-            )
-        return np.ascontiguousarray(vectors, dtype=np.float32)
-
 
 def check_new(place: str | os.PathLike[str], dimension: int, model: str | os.PathLike[str] | None) -> None:
     """Raises ReidError where no gallery can be made of these."""
@@ -376,3 +355,26 @@ def check_new(place: str | os.PathLike[str], dimension: int, model: str | os.Pat
         raise ReidError(f"gallery {place}: the dimension of its vectors should be at least 1, got {dimension}")
     if model is not None and not Path(model).is_file():
         raise ReidError(f"gallery {place}: there is no model file {model}")
+
+
+def no_group(place: str, name: str) -> ReidError:
+    return ReidError(f"gallery {place}: no image has the field {name!r} to group by; group by pid, or by a "
+                     "field that was given to `add`")  # fmt: skip
+
+
+def checked(vectors: np.ndarray, dimension: int, what: str) -> np.ndarray:
+    """(N, dimension) floats of unit length as contiguous float32. ReidError, which begins with `what`, for others."""
+    vectors = np.asarray(vectors)
+    norms = row_norms(vectors, f"{what}")
+    if vectors.shape[1] != dimension:
+        raise ReidError(
+            f"{what} should have {dimension} dimensions, got {vectors.shape[1]}; "
+            "embed the images with the gallery's model"
+        )
+    if not is_unit(norms).all():
+        row = int(np.argmin(is_unit(norms)))
+        raise ReidError(
+            f"{what} should have length 1 within {UNIT_TOLERANCE}, row {row} has "
+            f"{norms[row]:.6g}; divide each row by its length"
+        )
+    return np.ascontiguousarray(vectors, dtype=np.float32)

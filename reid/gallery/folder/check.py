@@ -13,9 +13,9 @@ from reid.gallery.entry import Entry
 from reid.gallery.folder import presets, quantizers
 from reid.gallery.folder import vectors as vector_files
 from reid.gallery.folder.database import COLUMNS, Database, entry_of
-from reid.gallery.folder.manifest import DATABASE, told
 from reid.gallery.folder.quantizers import INDEX
 from reid.gallery.folder.vectors import Damage
+from reid.gallery.manifest import DATABASE, told
 
 
 class _Part(NamedTuple):

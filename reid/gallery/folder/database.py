@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from reid.core.types import ReidError
+from reid.gallery.base import no_group
 from reid.gallery.entry import Entry
 from reid.gallery.filter import Filter
 from reid.gallery.folder import quantizers
 from reid.gallery.folder import vectors as vector_files
-from reid.gallery.folder.manifest import DATABASE, damaged, told
 from reid.gallery.folder.quantizers import CODEC, Learnt
 from reid.gallery.folder.vectors import Damage, Layout, Segment
 from reid.gallery.index.ivf import Indexed
 from reid.gallery.index.sq8 import Codec, Coded, width_of
+from reid.gallery.manifest import DATABASE, damaged, told
 from reid.retrieval import knn
 
 _LOCK = "lock"
@@ -190,6 +191,17 @@ class Database:
                 view.masks.clear()
             view.masks[where, values] = mask & view.live
         return view.masks[where, values]
+
+    def groups(self, db: sqlite3.Connection, name: str) -> dict[int, object]:
+        """key -> group of every image that is in one."""
+        if name == "pid":
+            return dict(db.execute("SELECT key, pid FROM images WHERE pid IS NOT NULL AND pid NOT IN (-1, 0)"))
+        rows = db.execute(
+            "SELECT images.key, json_each.value FROM images, json_each(images.fields) WHERE json_each.key = ?", [name]
+        ).fetchall()
+        if not rows and db.execute("SELECT 1 FROM images LIMIT 1").fetchone():
+            raise no_group(str(self.path), name)
+        return dict(rows)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from reid.core.files import atomic_file, atomic_folder, hash_file, write_json
+from reid.core.files import atomic_file, atomic_folder, write_json
 from reid.core.types import Ranking, ReidError
 from reid.gallery.base import RECALL, Gallery, Snapshot, check_new
 from reid.gallery.entry import Entry, Forgotten, Info, Pid, as_pid, as_seconds
@@ -24,21 +23,21 @@ from reid.gallery.folder import presets, quantizers
 from reid.gallery.folder.check import check, repair
 from reid.gallery.folder.database import COLUMNS, SCHEMA, Database, View, entry_of
 from reid.gallery.folder.forget import prove
-from reid.gallery.folder.manifest import (
+from reid.gallery.folder.model import copy_model, model_name, model_trouble
+from reid.gallery.folder.quantizers import INDEX
+from reid.gallery.folder.vectors import Damage
+from reid.gallery.index.ivf import TOP_K, Indexed, Lists
+from reid.gallery.index.sq8 import Codec
+from reid.gallery.manifest import (
     DATABASE,
     FORMAT_VERSION,
     MANIFEST,
     METRIC,
-    MODELS,
     Manifest,
     damaged,
     read_manifest,
     told,
 )
-from reid.gallery.folder.quantizers import INDEX
-from reid.gallery.folder.vectors import Damage
-from reid.gallery.index.ivf import TOP_K, Indexed, Lists
-from reid.gallery.index.sq8 import Codec
 
 _PAGE = 10_000  # entries read at a time
 
@@ -77,7 +76,7 @@ class FolderGallery(Gallery):
         check_new(path, dimension, model)
         height, width = map(int, input_size)
         with told(path, writing=True), atomic_folder(path) as folder:
-            digest = _copy_model(Path(model), folder) if model is not None else None
+            digest = copy_model(Path(model), folder) if model is not None else None
             manifest = Manifest(FORMAT_VERSION, fingerprint, (height, width), int(dimension), METRIC, digest)
             with atomic_file(folder / DATABASE) as temporary, contextlib.closing(sqlite3.connect(temporary)) as db:
                 db.executescript(SCHEMA)
@@ -201,9 +200,9 @@ class FolderGallery(Gallery):
     def model_path(self) -> Path | None:
         if self._manifest.model is None:
             return None
-        if trouble := self._model_trouble():
+        if trouble := model_trouble(self.path, self._manifest):
             raise damaged(self.path, trouble)
-        return self.path / self._model_name()
+        return self.path / model_name(self.path)
 
     # ---- search
 
@@ -228,7 +227,7 @@ class FolderGallery(Gallery):
         with self.reading() as db:
             view = self._database.seen()
             masks = {camera: self._database.mask(db, view, filter, camera) for camera in dict.fromkeys(cameras)}
-            groups = None if group_by is None else self._groups(db, group_by)
+            groups = None if group_by is None else self._database.groups(db, group_by)
             indexed = self._index(view) if top_k <= max(TOP_K) else None
         for camera, mask in masks.items():
             rows = np.array([q for q, own in enumerate(cameras) if own == camera])
@@ -264,17 +263,6 @@ class FolderGallery(Gallery):
             made = Indexed(lists, view.keys) if isinstance(lists, Lists) else None
             self._indexed = known = view.learnt.number, view.generation, made
         return known[2]
-
-    def _groups(self, db: sqlite3.Connection, name: str) -> dict[int, object]:
-        """key -> group of every image that is in one."""
-        if name == "pid":
-            return dict(db.execute("SELECT key, pid FROM images WHERE pid IS NOT NULL AND pid NOT IN (-1, 0)"))
-        rows = db.execute(
-            "SELECT images.key, json_each.value FROM images, json_each(images.fields) WHERE json_each.key = ?", [name]
-        ).fetchall()
-        if not rows and len(self):
-            raise self._no_group(name)
-        return dict(rows)
 
     # ---- writing
 
@@ -351,34 +339,11 @@ class FolderGallery(Gallery):
         return self._database.remove(writer, keys)
 
     def check(self) -> list[str]:
-        troubles = check(self._database)
-        return troubles + [trouble for trouble in [self._model_trouble()] if trouble]
+        trouble = model_trouble(self.path, self._manifest)
+        return [*check(self._database), *([trouble] if trouble else [])]
 
     def repair(self) -> tuple[list[Entry], list[str]]:
         return repair(self._database), self.check()
-
-    def _model_trouble(self) -> str | None:
-        if self._manifest.model is None:
-            return None
-        name = self._model_name()
-        files = [self.path / file for file in MODELS[name]]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            return f"{missing[0]} is missing"
-        return None if hash_file(*files) == self._manifest.model else f"{name} is not what was written"
-
-    def _model_name(self) -> str:
-        return next((name for name in MODELS if (self.path / name).is_file()), next(iter(MODELS)))
-
-
-def _copy_model(model: Path, folder: Path) -> str:
-    """Copies a model's file, or files, under the gallery's names for them; their digest."""
-    name = f"model{model.suffix}" if f"model{model.suffix}" in MODELS else next(iter(MODELS))
-    copies = [folder / file for file in MODELS[name]]
-    for source, copy in zip([model, *(model.with_suffix(file.suffix) for file in copies[1:])], copies):
-        with atomic_file(copy) as temporary:
-            shutil.copyfile(source, temporary)
-    return hash_file(*copies)
 
 
 def _grouped(

@@ -24,13 +24,11 @@ import contextlib
 import hashlib
 import json
 import os
-import random
-import socket
 import threading
 import time
-import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,12 +37,13 @@ import numpy as np
 
 from reid.core.files import atomic_file, hash_file
 from reid.core.types import Ranking, ReidError
-from reid.gallery.base import Gallery, Snapshot, check_new
+from reid.gallery.base import Gallery, Snapshot, check_new, no_group
 from reid.gallery.entry import Entry, Forgotten, Info, Pid, as_pid, as_seconds
 from reid.gallery.filter import Filter
-from reid.gallery.folder.manifest import FORMAT_VERSION, METRIC, Manifest, as_manifest, damaged
+from reid.gallery.manifest import FORMAT_VERSION, METRIC, Manifest, as_manifest, damaged
 from reid.gallery.milvus.client import STEP, Collections, parse
-from reid.gallery.milvus.rows import COLUMNS, as_entry, as_row, group_of, listed, older, path_text, quoted, tag, where
+from reid.gallery.milvus.rows import COLUMNS, as_entry, group_of, listed, older, path_text, quoted, tag, where
+from reid.gallery.milvus.writer import Writer
 from reid.gallery.places import cache_folder
 
 _LIMIT = 16_384  # images that Milvus answers at most (quotaAndLimits)
@@ -55,8 +54,9 @@ class MilvusGallery(Gallery):
     """Use `Gallery.create` or `Gallery.open`. Safe to use from several threads."""
 
     def __init__(self, place: str, *, wait: float = 10.0) -> None:
-        self.place, self.wait = place, wait
+        self.place = place
         self._at = Collections(place)
+        self._writer = Writer(place, self._at, wait)
         self._local = threading.local()
 
     @classmethod
@@ -102,7 +102,7 @@ class MilvusGallery(Gallery):
             raise damaged(gallery.place, "its manifest is not JSON") from None
         if not gallery._at.load(gallery._at.images):
             raise damaged(gallery.place, f"the collection {gallery._at.images} is missing")
-        gallery._next_key()
+        gallery._writer.next_key()
         return gallery
 
     @classmethod
@@ -210,7 +210,7 @@ class MilvusGallery(Gallery):
         if getattr(self._local, "next_key", None) is not None:
             yield
             return
-        self._local.next_key = self._next_key()
+        self._local.next_key = self._writer.next_key()
         try:
             yield
         finally:
@@ -220,19 +220,13 @@ class MilvusGallery(Gallery):
         names = {path_text(path): path for path in paths}
         found: dict[str | bytes, tuple[int, str | None]] = {}
         with self.reading():
-            for row in self._among("path", list(names), ["key", "path", "hash"]):
+            for row in self._writer.among("path", list(names), ["key", "path", "hash"], self._where(None)):
                 found[names[row["path"]]] = row["key"], row["hash"] or None
         return found
 
     def _with_hashes(self, hashes: Sequence[str]) -> set[str]:
         with self.reading():
-            return {row["hash"] for row in self._among("hash", [x for x in set(hashes) if x], ["hash"])}
-
-    def _among(self, column: str, values: Sequence[str], fields: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The images that have one of those texts in that column, by key."""
-        for start in range(0, len(values), STEP):
-            part = values[start : start + STEP]
-            yield from self._at.rows(f"{self._where(None)} and {column} in {listed(part)}", fields)
+            return {row["hash"] for row in self._writer.among("hash", [x for x in set(hashes) if x], ["hash"], self._where(None))}
 
     # ---- search
 
@@ -255,7 +249,7 @@ class MilvusGallery(Gallery):
         step = 1 if group_by is not None else max(1, 100_000 // top_k)
         with self.reading():
             if group_by not in (None, "pid") and not self._has_field(str(group_by)) and len(self):
-                raise self._no_group(str(group_by))
+                raise no_group(self.place, str(group_by))
             for camera in dict.fromkeys(cameras):
                 where = self._where(filter, camera)
                 rows = [q for q, own in enumerate(cameras) if own == camera]
@@ -315,7 +309,7 @@ class MilvusGallery(Gallery):
 
     def expire(self, before: float) -> int:
         """Milvus takes them out of its files as after `forget`."""
-        with self._writing():
+        with self._writer.writing():
             with self.reading():
                 old = f"{self._where(None)} and {older(as_seconds(before) or 0.0)}"
             count = self._remove(None, [row["key"] for row in self._at.rows(old, ["key"])])
@@ -328,7 +322,7 @@ class MilvusGallery(Gallery):
         person = as_pid(pid)
         if person is None:
             raise ReidError(f"gallery {self.place}: forgetting takes a person's pid")
-        with self._writing():
+        with self._writer.writing():
             entries = list(self.entries(Filter(pids=[person])))
             keys = [entry.key for entry in entries]
             vectors = self.vectors(keys)
@@ -361,42 +355,16 @@ class MilvusGallery(Gallery):
         return (f"Milvus {done} and deletes the old ones after its retention time (dataCoord.gc.dropTolerance); its "
                 "message log and backups were not looked at")  # fmt: skip
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Every writer says that it is there, and goes on if no other one is: of two that meet, at least one sees the
-        other."""
-        me = f"writer-{uuid.uuid4().hex}"
-        end = time.monotonic() + self.wait
-        while True:
-            self._at.put(me, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}))
-            others = [text for name, text in self._at.texts("writer-").items() if name != me]
-            others = [text for text in others if not _is_dead(json.loads(text))]
-            if not others:
-                break
-            self._at.call("delete", self._at.about, ids=[me])
-            if time.monotonic() >= end:
-                who = json.loads(others[0])
-                raise ReidError(
-                    f"gallery {self.place}: process {who['process']} of {who['host']} is writing to it, for more than "
-                    f"{self.wait:g} seconds; try again later, or if it is there no more, gallery check --repair"
-                )
-            time.sleep(random.uniform(0.02, 0.1))
-        try:
-            self._finish()
-            yield
-        finally:
-            self._at.call("delete", self._at.about, ids=[me])
+    @property
+    def wait(self) -> float:  # type: ignore[override]
+        return self._writer.wait
 
-    def _finish(self) -> None:
-        """What a killed writer left: images of an addition that it did not finish, and those that were replaced."""
-        state = self._state()
-        self._delete([row["key"] for row in self._at.rows(f"key >= {state['next_key']}", ["key"])])
-        if "replacing" in state:
-            new = [row["path"] for row in self._at.rows(f"key >= {state['replacing']}", ["key", "path"])]
-            with self.reading():
-                old = [row["key"] for row in self._among("path", new, ["key"]) if row["key"] < state["replacing"]]
-            self._delete(old)
-            self._at.put("state", json.dumps({"next_key": state["next_key"]}))
+    @wait.setter
+    def wait(self, seconds: float) -> None:
+        self._writer.wait = seconds
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return self._writer.writing()
 
     def _append(
         self,
@@ -406,44 +374,20 @@ class MilvusGallery(Gallery):
         added: Sequence[float],
         replaced: Sequence[int] = (),
     ) -> np.ndarray:
-        first = self._next_key()
-        keys = np.arange(first, first + len(rows), dtype=np.int64)
-        done = 0
-        for block in vectors:
-            for start in range(0, len(block), STEP):
-                part = np.ascontiguousarray(block[start : start + STEP])
-                some = slice(done, done + len(part))
-                self._at.call("insert", self._at.images, data=[
-                    as_row(key, vector, row, since)
-                    for key, vector, row, since in zip(keys[some].tolist(), part, rows[some], added[some])
-                ])  # fmt: skip
-                done += len(part)
-        if self._at.folder is not None:  # Milvus Lite looks at rows that are in no file yet one by one
-            self._at.call("flush", self._at.images)
-        if rows:
-            state = {"next_key": first + len(rows)}
-            self._at.put("state", json.dumps(state | ({"replacing": first} if replaced else {})))
-            if replaced:
-                self._delete(list(replaced))
-                self._at.put("state", json.dumps(state))
-        return keys
+        return self._writer.append(vectors, rows, added, replaced)
 
     def _remove(self, writer: None, keys: list[int]) -> int:
-        self._delete(keys)
+        self._writer.delete(keys)
         return len(keys)
 
     def _is_same(self, other: Gallery) -> bool:
         return isinstance(other, MilvusGallery) and parse(self.place)[:2] == parse(other.place)[:2]
 
-    def _delete(self, keys: list[int]) -> None:
-        for start in range(0, len(keys), STEP):
-            self._at.call("delete", self._at.images, ids=keys[start : start + STEP])
-
     # ---- check and repair
 
     def check(self) -> list[str]:
         """What is wrong, a line each: every vector is held against its checksum."""
-        next_key = self._next_key()
+        next_key = self._writer.next_key()
         paths: collections.Counter[str] = collections.Counter()
         lost, unfinished = self._lost(), 0
         for row in self._at.rows("", ["key", "path"]):
@@ -464,9 +408,9 @@ class MilvusGallery(Gallery):
         and what is wrong still."""
         for name in self._at.texts("writer-"):
             self._at.call("delete", self._at.about, ids=[name])
-        with self._writing():
+        with self._writer.writing():
             dropped = [self.entry(key) for key in self._lost()]
-            self._delete([entry.key for entry in dropped])
+            self._writer.delete([entry.key for entry in dropped])
         return dropped, self.check()
 
     def _lost(self) -> list[int]:
@@ -479,27 +423,3 @@ class MilvusGallery(Gallery):
         seen = [int(key) for key in keys if 0 <= key < self._local.next_key]
         rows = self._at.call("get", self._at.images, ids=seen, output_fields=list(fields)) if seen else []
         return {row["key"]: row for row in rows}
-
-    def _state(self) -> dict[str, int]:
-        try:
-            state: dict[str, int] = json.loads(self._at.text("state") or "")
-            return {name: int(value) for name, value in state.items()}
-        except (ValueError, AttributeError):
-            raise damaged(self.place, "its state is not what was written") from None
-
-    def _next_key(self) -> int:
-        """Above the keys of all images; those of an addition that goes on are above it."""
-        return self._state()["next_key"]
-
-
-def _is_dead(writer: Mapping[str, Any]) -> bool:
-    """Whether that process was one of this machine, and is no more."""
-    if writer["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(writer["process"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
-    return False
