@@ -217,9 +217,9 @@ def test_moved_images(gallery: Gallery, crops: Path, tmp_path: Path, capsys: pyt
     search = [gallery.path, query, "--picture", tmp_path / "p.png", "--top-k", 1]
     assert ask(capsys, *search, "--root", f"{crops}={moved}")[0]["path"] == str(query)
     assert ask(capsys, *search, "--root", f"/no={moved}")[0]["path"] == str(crops / query.name)
-    from reid.gallery.commands import _moved
+    from reid.gallery.answers import moved
 
-    place = _moved(f"{crops}={moved}")
+    place = moved(f"{crops}={moved}")
     for path in (f"{crops}/../secret", "/etc/passwd", str(crops) + "-not/a.jpg"):
         assert place(path) == path
 

@@ -21,7 +21,7 @@ from torch import nn
 import run_reid
 from reid.core.types import ReidError, Sample
 from reid.gallery import Gallery
-from reid.gallery.commands import _part
+from reid.gallery.add_images import _part
 from reid.models.embedder import Embedder
 from reid.models.model import ReidModel, load_model, save_model
 from reid.training import loop

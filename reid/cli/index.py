@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from reid.cli.data import read_data, refuse_or_tell
 from reid.cli.options import add_common, add_data, add_filter, add_preset, add_rerank, rerank_options
 from reid.cli.readers import Readers
 from reid.cli.runs import default_weights, load_embedder
+from reid.core.files import write_text
 from reid.core.images import find_bad, find_images
+from reid.core.own_images import ImageRecord, read_table
 from reid.core.types import ReidError
-
-if TYPE_CHECKING:
-    from reid.models.embedder import Embedder
-
+from reid.core.values import parse_pid, parse_time
+from reid.gallery.filter import Filter
 
 
 def index_command(args: argparse.Namespace) -> None:
     """Embeds images into a gallery: a data set's gallery split, or image files, folders and tables of them."""
-    from reid.gallery import commands
+    from reid.gallery.add_images import index
     from reid.training import distributed
 
     if bool(args.images) == bool(args.dataset):
         raise ReidError("index takes either image files, folders and tables, or --dataset NAME")
     world = distributed.join()
-    images: list[commands.Image] = []
+    images: list[ImageRecord] = []
     if world.first:
         tables = [place for place in args.images if place.lower().endswith(".csv")]
         others = [place for place in args.images if place not in tables]
-        images = [image for table in tables for image in commands.read_table(table)]
-        images += [commands.Image(str(path)) for path in (find_images(others) if others else ())]
+        images = [image for table in tables for image in read_table(table)]
+        images += [ImageRecord(str(path)) for path in (find_images(others) if others else ())]
         if args.dataset:
-            images = [commands.Image(*sample) for sample in read_data(args).gallery]
+            images = [ImageRecord(*sample) for sample in read_data(args).gallery]
     weights = Path(args.weights or default_weights())
     args.device = args.device or distributed.pick_device(world)
 
@@ -44,22 +46,96 @@ def index_command(args: argparse.Namespace) -> None:
         return set(bad)
 
     embedder = load_embedder(weights, args)
-    print(commands.index(args.gallery, images, embedder, weights, unreadable, world, args.preset, args.recall))
+    done = index(args.gallery, images, embedder, weights, unreadable, world, args.preset, args.recall)
+    if done is not None:
+        told = [f"{done.added} images added", f"{done.total} in all"]
+        told += [f"{done.replaced} of them in the place of older content"] if done.replaced else []
+        told += [f"{done.known} were there already by their content"] if done.known else []
+        print(f"gallery {args.gallery}: {', '.join(told)}")
+
+
+def filter_of(args: argparse.Namespace, **more: object) -> Filter:
+    """What --camera, --exclude-camera, --after, --before, --pid and --field say, and `remove`'s --key and --path."""
+    fields = {}
+    for pair in args.field:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ReidError(f"--field takes NAME=VALUE, got {pair!r}")
+        fields[name] = value
+    return Filter(
+        camids=args.camera,
+        exclude_camids=args.exclude_camera,
+        pids=[person for pid in args.pid if (person := parse_pid(pid)) is not None],
+        after=None if args.after is None else parse_time(args.after),
+        before=None if args.before is None else parse_time(args.before),
+        fields=fields,
+        **more,  # type: ignore[arg-type]
+    )
 
 
 def search_command(args: argparse.Namespace) -> None:
     """Finds the images of a gallery that are nearest to one person, or to each image of a folder."""
-    from reid.gallery import Gallery, commands
-
-    def load(weights: str | Path | None) -> Embedder:
-        return load_embedder(weights or default_weights(), args)
-
-    rerank = rerank_options(args)
+    from reid.gallery import Gallery, answers
     from reid.retrieval.calibration import calibration_of
 
-    commands.search(
-        Gallery.open(args.gallery), args, load, calibration_of, find_images, rerank if args.rerank else None
+    rerank = rerank_options(args)
+    gallery = Gallery.open(args.gallery)
+    _check_search(args)
+    place = answers.moved(args.root)
+    weights = args.weights or gallery.model_path
+    embedder = load_embedder(weights or default_weights(), args) if weights or args.query else None
+    if embedder is not None:
+        gallery.check_model(embedder.fingerprint)
+    calibration = calibration_of(embedder.card, embedder.fingerprint) if embedder is not None else None
+    images = [str(path) for path in find_images(args.query)] if args.output else args.query
+    if args.key:
+        vectors = answers.fuse(gallery.vectors(args.key))
+        images = [place(gallery.entry(args.key[0]).path)]
+    else:
+        assert embedder is not None
+        vectors = embedder.embed(images, progress=bool(args.output))
+        vectors = vectors if args.output else answers.fuse(vectors)
+    found = answers.search(
+        gallery,
+        vectors,
+        args.top_k,
+        filter=filter_of(args, exclude_keys=args.key),
+        group_by=args.group_by,
+        rerank=rerank if args.rerank else None,
+        calibration=calibration,
+        max_false_accept=args.max_false_accept,
+        place=place,
     )
+    if args.output:
+        write_text(args.output, answers.as_csv(images, found.answers))
+        answered = sum(map(bool, found.answers))
+        return print(f"{len(images)} searches, {answered} with an answer: {args.output}")
+    [listed] = found.answers
+    if args.json:
+        print(json.dumps([answers.as_dict(answer) for answer in listed], indent=2))
+    elif not listed and found.searched and args.max_false_accept is not None:
+        share = f"{args.max_false_accept:.2%} of the searches for people who are not in a gallery like this one"
+        print(f"nobody matches: the nearest image scores {found.best:.3f}, below {found.threshold:.3f}, which {share} "
+              "reach")  # fmt: skip
+    else:
+        print(answers.as_table(listed))
+    from reid.report.sheets import Tile, draw_search
+
+    picture = Path(args.picture or f"search-{Path(images[0]).stem}.png")
+    draw_search(images[0], [Tile(e.path, s, e.pid, e.camid) for e, s, _ in listed], picture)
+    print(f"picture: {picture}", file=sys.stderr if args.json else sys.stdout)
+
+
+def _check_search(args: argparse.Namespace) -> None:
+    """ReidError for options that do not go together."""
+    if bool(args.query) == bool(args.key):
+        raise ReidError("search takes either images of one person (QUERY), or --key N of images in the gallery")
+    if args.output and (args.key or args.json or args.picture):
+        raise ReidError("--output is for a table of many searches: leave --key, --json and --picture out")
+    folders = [query for query in args.query if os.path.isdir(query)]
+    if folders and not args.output:
+        raise ReidError(f"{folders[0]} is a folder: name images of one person, or search for each of its images with "
+                        "--output FILE.csv")  # fmt: skip
 
 
 def add_index(parser: argparse.ArgumentParser, readers: Readers) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reid.core.files import write_json, write_text
+from reid.core.files import locked, write_json, write_text
 from reid.core.types import ReidError, Splits
 from reid.training import config as recipes
 
@@ -78,9 +77,9 @@ def claimed(output: Path, now: dict[str, Any], config: Config | PretrainConfig |
         raise ReidError(f"{output} is a file: give a folder with --output")
     output.mkdir(parents=True, exist_ok=True)
     facts = Facts(output / "run.json", now)
-    with (output / ".lock").open("w") as lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(output / ".lock"))
         except BlockingIOError:
             raise ReidError(f"another process works in {output}: wait for it, or give another --output") from None
         if facts.file.exists():

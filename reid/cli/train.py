@@ -136,7 +136,7 @@ def open_gallery(folder: Path, embedder: Embedder) -> Gallery | None:
 
 
 def build_gallery(folder: Path, embedder: Embedder, weights: Path, samples: list[Sample], vectors: np.ndarray) -> None:
-    from reid.gallery.commands import create
+    from reid.gallery.add_images import create
 
     gallery = open_gallery(folder, embedder)
     if gallery is None:

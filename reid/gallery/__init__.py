@@ -31,10 +31,11 @@ array([0, 1, 2, 3])
 import os
 
 from reid.core.files import hash_file
+from reid.core.values import parse_age, parse_pid, parse_time, show_time
 from reid.gallery.base import Gallery
 from reid.gallery.entry import Entry, Forgotten, Info
 from reid.gallery.export import export, to_faiss
-from reid.gallery.filter import Filter, parse_age, parse_pid, parse_time, show_time
+from reid.gallery.filter import Filter
 from reid.gallery.folder.presets import PRESETS
 from reid.gallery.rerank import search_reranked
 from reid.retrieval.vectors import fuse

@@ -13,19 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reid.core.types import Ranking, ReidError
-from reid.gallery.entry import (
-    Entry,
-    Field,
-    Forgotten,
-    Info,
-    Pid,
-    as_digest,
-    as_integer,
-    as_json,
-    as_pid,
-    as_seconds,
-    stored,
-)
+from reid.core.values import Field, Pid
+from reid.gallery.entry import Entry, Forgotten, Info, as_digest, as_integer, as_json, as_pid, as_seconds, stored
 from reid.gallery.filter import Filter
 from reid.gallery.manifest import Manifest
 from reid.gallery.places import kind_of

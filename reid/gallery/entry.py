@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, SupportsIndex
 
 from reid.core.types import ReidError
-
-Pid = int | str
-Field = str | int | float
+from reid.core.values import Field, Pid
 
 
 def stored(path: str | os.PathLike[str]) -> str | bytes:

@@ -14,9 +14,9 @@ import numpy as np
 
 from reid.core.files import atomic_folder
 from reid.core.types import ReidError
+from reid.core.values import show_time
 from reid.gallery.base import Gallery
 from reid.gallery.entry import Entry, stored
-from reid.gallery.filter import show_time
 
 
 def export(

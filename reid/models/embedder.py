@@ -5,23 +5,27 @@ features = Embedder("model.safetensors").embed(paths)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from reid.core.files import atomic_file, identity
+from reid.core.files import atomic_file, identity, locked, write_json
 from reid.core.prefetch import prefetch
+from reid.core.types import ReidError
 from reid.models.encoder import Encoder, TorchEncoder, open_encoder
 from reid.models.model import ReidModel
 from reid.training.data import BESIDE, THREADS, read_images
+
+_BLOCK = 4096  # rows of embeddings at a time
 
 
 class Embedder:
@@ -105,33 +109,98 @@ class Embedder:
                 self._seconds, began = self._seconds + time.monotonic() - began, time.monotonic()
 
     def _embed_into(self, save: Path, paths: list[str], progress: bool, desc: str) -> np.ndarray:
-        """Rows go to the end of a journal whose first line says of what they are; whole, it becomes .npy."""
+        """Rows go to the end of a journal whose first line says of what they are, each with its checksum; whole, it
+        becomes .npy. The journal is this process's alone meanwhile."""
         of = {"fingerprint": self.fingerprint, "paths": identity(paths), "dimension": self.dimension}
-        label = save.with_suffix(".json")
-        if save.exists() and label.exists() and json.loads(label.read_text(encoding="utf-8")) == of:
-            return np.load(save, mmap_mode="r", allow_pickle=False)
+        known = _whole_array(save, of)
+        if known is not None:
+            return known
         save.parent.mkdir(parents=True, exist_ok=True)
-        journal, header = save.with_suffix(".rows"), (json.dumps(of) + "\n").encode()
-        done = 0
-        if journal.exists():
-            with journal.open("rb") as file:
-                if file.readline() == header:  # a row cut by the interruption is dropped
-                    done = (journal.stat().st_size - len(header)) // (4 * self.dimension)
-        with journal.open("r+b" if done else "w+b") as file:
+        record = np.dtype([("row", "<f4", (self.dimension,)), ("checksum", "<u4")])
+        header = (json.dumps(of) + "\n").encode()
+        journal = save.with_suffix(".rows")
+        with contextlib.ExitStack() as held:
+            try:
+                descriptor = held.enter_context(locked(journal))
+            except BlockingIOError:
+                raise ReidError(
+                    f"another process embeds the same images into {save.parent}: wait for it, then run it again"
+                ) from None
+            known = _whole_array(save, of)  # another process may have made it meanwhile
+            if known is not None:
+                journal.unlink()
+                return known
+            file = held.enter_context(os.fdopen(os.dup(descriptor), "r+b"))
+            done = _rows_in(file, header, record)
             if not done:
+                file.truncate(0)
+                file.seek(0)
                 file.write(header)
-            file.truncate(len(header) + done * 4 * self.dimension)
+            file.truncate(len(header) + done * record.itemsize)
             file.seek(0, os.SEEK_END)
             for batch in self._batches(paths, done, progress, desc):
-                file.write(batch.tobytes())
+                rows = np.empty(len(batch), record)
+                rows["row"], rows["checksum"] = batch, _checksums(batch)
+                file.write(rows.tobytes())
                 file.flush()
+            whole = self._finish(save, of, file, len(header), len(paths), record)
+            journal.unlink()
+        return whole
+
+    def _finish(
+        self, save: Path, of: dict[str, Any], journal: BinaryIO, start: int, count: int, record: np.dtype[Any]
+    ) -> np.ndarray:
+        """The .npy file of a whole journal, each of whose rows is held against its checksum, and the label beside."""
+        label = save.with_suffix(".json")
         label.unlink(missing_ok=True)  # a label never stands beside rows that it does not describe
-        with atomic_file(save) as temporary, temporary.open("wb") as whole, journal.open("rb") as file:
-            array = {"descr": "<f4", "fortran_order": False, "shape": (len(paths), self.dimension)}
-            np.lib.format.write_array_header_1_0(whole, array)
-            file.seek(len(header))
-            shutil.copyfileobj(file, whole, 1 << 24)
-        with atomic_file(label) as temporary:
-            temporary.write_text(json.dumps(of), encoding="utf-8")
-        journal.unlink()
+        journal.seek(start)
+        total = 0
+        with atomic_file(save) as temporary, temporary.open("wb") as file:
+            array = {"descr": "<f4", "fortran_order": False, "shape": (count, self.dimension)}
+            np.lib.format.write_array_header_1_0(file, array)
+            for first in range(0, count, _BLOCK):
+                block = np.frombuffer(journal.read(min(_BLOCK, count - first) * record.itemsize), record)
+                rows = np.ascontiguousarray(block["row"])
+                if len(block) != min(_BLOCK, count - first) or (_checksums(rows) != block["checksum"]).any():
+                    raise ReidError(f"{save.with_suffix('.rows')} is not what was written: run it again")
+                file.write(rows.tobytes())
+                total = zlib.crc32(rows.tobytes(), total)
+        write_json(label, of | {"checksum": total})
         return np.load(save, mmap_mode="r", allow_pickle=False)
+
+
+def _checksums(rows: np.ndarray) -> np.ndarray:
+    """(N,) CRC-32 of the bytes of each row of (N, D) float32."""
+    return np.array([zlib.crc32(row.tobytes()) for row in rows], "<u4")
+
+
+def _rows_in(journal: BinaryIO, header: bytes, record: np.dtype[Any]) -> int:
+    """How many rows of a journal with that header are whole, from the first on."""
+    journal.seek(0)
+    if journal.readline() != header:
+        return 0
+    done = 0
+    while len(data := journal.read(_BLOCK * record.itemsize)) >= record.itemsize:
+        block = np.frombuffer(data[: len(data) // record.itemsize * record.itemsize], record)
+        wrong = np.flatnonzero(_checksums(np.ascontiguousarray(block["row"])) != block["checksum"])
+        if len(wrong):
+            return done + int(wrong[0])
+        done += len(block)
+    return done
+
+
+def _whole_array(save: Path, of: dict[str, Any]) -> np.ndarray | None:
+    """What was embedded before, mapped; None where it is absent, of something else, or not what was written."""
+    try:
+        label = json.loads(save.with_suffix(".json").read_text(encoding="utf-8"))
+        if not isinstance(label, dict) or {key: label.get(key) for key in of} != of:
+            return None
+        found: np.ndarray = np.load(save, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError):  # SyntaxError: of a damaged header
+        return None
+    if found.ndim != 2 or found.shape[1] != of["dimension"] or found.dtype != np.float32:
+        return None
+    total = 0
+    for start in range(0, len(found), _BLOCK):
+        total = zlib.crc32(np.ascontiguousarray(found[start : start + _BLOCK]).tobytes(), total)
+    return found if total == label.get("checksum") else None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from reid.core.files import locked
 from reid.core.types import ReidError
 from reid.gallery.base import no_group
 from reid.gallery.entry import Entry
@@ -206,19 +205,14 @@ class Database:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Alone among writers."""
-        with told(self.path, writing=True), open(self.path / _LOCK, "w") as file:
-            end = time.monotonic() + self.wait
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= end:
-                        raise ReidError(
-                            f"gallery {self.path}: another process is writing to it, for more than {self.wait:g} "
-                            "seconds; try again later"
-                        ) from None
-                    time.sleep(0.02)
+        with told(self.path, writing=True), contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(self.path / _LOCK, wait=self.wait))
+            except BlockingIOError:
+                raise ReidError(
+                    f"gallery {self.path}: another process is writing to it, for more than {self.wait:g} seconds; try "
+                    "again later"
+                ) from None
             yield
 
     @contextlib.contextmanager

@@ -16,8 +16,9 @@ import numpy as np
 
 from reid.core.files import atomic_file, atomic_folder, write_json
 from reid.core.types import Ranking, ReidError
+from reid.core.values import Pid
 from reid.gallery.base import RECALL, Gallery, Snapshot, check_new
-from reid.gallery.entry import Entry, Forgotten, Info, Pid, as_pid, as_seconds
+from reid.gallery.entry import Entry, Forgotten, Info, as_pid, as_seconds
 from reid.gallery.filter import Filter
 from reid.gallery.folder import presets, quantizers
 from reid.gallery.folder.check import check, repair

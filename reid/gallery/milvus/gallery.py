@@ -37,8 +37,9 @@ import numpy as np
 
 from reid.core.files import atomic_file, hash_file
 from reid.core.types import Ranking, ReidError
+from reid.core.values import Pid
 from reid.gallery.base import Gallery, Snapshot, check_new, no_group
-from reid.gallery.entry import Entry, Forgotten, Info, Pid, as_pid, as_seconds
+from reid.gallery.entry import Entry, Forgotten, Info, as_pid, as_seconds
 from reid.gallery.filter import Filter
 from reid.gallery.manifest import FORMAT_VERSION, METRIC, Manifest, as_manifest, damaged
 from reid.gallery.milvus.client import STEP, Collections, parse

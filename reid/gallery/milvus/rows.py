@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from reid.gallery.entry import Entry, Field, Pid, stored
+from reid.core.values import Field, Pid
+from reid.gallery.entry import Entry, stored
 from reid.gallery.filter import Filter
 
 COLUMNS = ["key", "path", "pid", "camid", "time", "added", "hash", "fields"]
