@@ -29,6 +29,7 @@ from reid.training.config import as_dict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reid.core.images import read_images
 from reid.core.tables import aligned_table
 from reid.export import onnx as onnx_format
 from reid.export import openvino
@@ -42,7 +43,6 @@ from reid.models.encoder import TorchEncoder
 from reid.models.exported import FORMATS, Exported, load, module_of
 from reid.models.model import ReidModel, multiply_adds
 from reid.training import config as recipes
-from reid.training.data import read_images
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BACKBONES = ("scgnet_s", "scgnet_m", "scgnet_l", "mobilenet_v2", "shufflenet_v2_x1_5", "resnet50")

@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
+from reid.core.images import read_images
 from reid.core.types import ReidError
 from reid.export.proof import Reference, export
 from reid.export.request import Request, Steps
@@ -26,7 +27,6 @@ from reid.export.rknn import export_rknn
 from reid.export.rockchip import compiler
 from reid.models.exported import FORMATS
 from reid.models.model import load_model
-from reid.training.data import read_images
 
 LADDER = {
     "onnx fp32": Request("onnx"),

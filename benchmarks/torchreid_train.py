@@ -35,8 +35,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
-from datasets.doctor import find_bad
 from reid.core.files import identity, write_text
+from reid.core.images import find_bad
 from reid.core.types import ReidError, Sample, Splits
 from reid.models import checkpoint
 from reid.models.card import git_revision

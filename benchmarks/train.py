@@ -77,10 +77,10 @@ def limit(
     import numpy as np
     import torch
 
+    from reid.core.images import read_images
     from reid.models.card import make_card
     from reid.models.model import ReidModel
     from reid.training import distributed
-    from reid.training.data import read_images
     from reid.training.loop import amp_type
     from reid.training.sampler import pk_batches
     from reid.training.train import make_loss, make_optimizer

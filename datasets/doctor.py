@@ -10,39 +10,19 @@ official ones, queries that no gallery image can answer, very small images.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-import struct
-import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from PIL import Image
-from tqdm import tqdm
-
 from datasets import OFFICIAL, cuhk03np, parse
+from reid.core.images import Facts, inspect
 from reid.core.types import JUNK, ReidError, Sample, Splits
 
 SMALL = (16, 32)  # width, height in pixels under which a crop shows a person no more (chosen)
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # never EPS and the like, which run programs
-_DAMAGE = (  # what Pillow raises on damaged files
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 _CAMERAS_SHOWN = 20  # rows of the printed table
 _OFFICIAL_SWAPPED = 2  # test identities that the two official CUHK03-NP splits do not share, one each
 _COPIED = 0.9  # of a folder's pictures: above, labeled and detected are copies of each other (chosen)
@@ -108,46 +88,6 @@ class Report:
         lines = ["  ".join(cells).rstrip() for cells in zip(*aligned, strict=True)]
         more = len(cameras) - _CAMERAS_SHOWN
         return [*lines, f"and {more} more cameras"] if more > 0 else lines
-
-
-class Facts(NamedTuple):
-    """One image file, decoded."""
-
-    trouble: str  # why it cannot be read; "" where it can
-    width: int = 0
-    height: int = 0
-    digest: bytes = b""  # of size and pixels, so that other metadata does not hide a copy
-
-
-def find_bad(paths: Iterable[str | os.PathLike[str]], *, progress: bool = True) -> dict[str, str]:
-    """Decodes every image in full: path -> why it cannot be read, for those that cannot. Sorted by path."""
-    facts = inspect((os.fspath(path) for path in paths), progress=progress)
-    return {path: fact.trouble for path, fact in facts.items() if fact.trouble}
-
-
-def inspect(paths: Iterable[str], *, progress: bool = True, title: str = "decoding") -> dict[str, Facts]:
-    """Decodes every image in full, in threads: path -> what it is. Sorted by path, each path once."""
-    names = sorted(set(paths))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        facts = pool.map(_inspect, names)
-        return dict(zip(names, tqdm(facts, desc=title, total=len(names), unit="image", disable=not progress)))
-
-
-def _inspect(path: str) -> Facts:
-    try:
-        data = Path(path).read_bytes()
-        if not data:
-            return Facts("is empty (0 bytes)")
-        with Image.open(BytesIO(data), formats=_FORMATS) as image:
-            pixels = image.convert("RGB")
-    except FileNotFoundError:
-        return Facts("does not exist")
-    except Image.UnidentifiedImageError:
-        return Facts(f"is not an image ({', '.join(_FORMATS)})")
-    except _DAMAGE as error:
-        return Facts(f"cannot be decoded: {error}")
-    digest = hashlib.blake2b(repr(pixels.size).encode() + pixels.tobytes(), digest_size=16).digest()
-    return Facts("", *pixels.size, digest)
 
 
 def examine(splits: Splits, *, progress: bool = True) -> Report:

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import parse
+from reid.core.files import open_table
+from reid.core.images import SUFFIXES, is_image, list_folder
 from reid.core.types import ReidError, Sample, Splits
 
 SPLITS = tuple(parse.FOLDERS)
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 COLUMNS = ("path", "pid", "camid")
 _CAMERA = re.compile(r"(?<![a-z0-9])c(?:am)?(\d+)(?:s\d+)?(?![a-z0-9])", re.IGNORECASE)
 _LAYOUTS = "a folder a person with the camera in the file name (anna/c2_0001.jpg), or a CSV with path,pid,camid"
@@ -49,7 +50,7 @@ def read(root: Path) -> Splits:
         rows, warnings = _read_csv(root)
         found = root.parent
     elif root.is_dir():
-        tables = sorted(path for path in root.glob("*.csv") if not parse.is_ignored(path.name))
+        tables = [root / name for name in list_folder(root) if name.endswith(".csv")]
         if len(tables) > 1:
             raise ReidError(
                 f"folder: expected one CSV in {root}, found {parse.some([t.name for t in tables])}; name it"
@@ -102,7 +103,7 @@ def _read_folders(root: Path) -> tuple[list[_Row], list[str]]:
     if not given:
         rows, others = _read_persons(root, "")
     elif {"query", "gallery"} <= set(given):
-        rows, others = [], sorted(name for name in _visible(root) if name not in given)
+        rows, others = [], sorted(name for name in list_folder(root) if name not in given)
         for split in given:
             found, more = _read_persons(root / split, split)
             rows += found
@@ -113,7 +114,7 @@ def _read_folders(root: Path) -> tuple[list[_Row], list[str]]:
             f"found {'/ and '.join(given)}/ alone; give both, or none of the three to have the persons divided"
         )
     if not rows:
-        raise ReidError(f"folder: found no image ({', '.join(IMAGES)}) in {root}; expected {_LAYOUTS}")
+        raise ReidError(f"folder: found no image ({', '.join(SUFFIXES)}) in {root}; expected {_LAYOUTS}")
     left_out = f"folder: left out {len(others)} files and folders that hold no images: {parse.some(others)}"
     return rows, [left_out] if others else []
 
@@ -121,15 +122,15 @@ def _read_folders(root: Path) -> tuple[list[_Row], list[str]]:
 def _read_persons(root: Path, split: str) -> tuple[list[_Row], list[str]]:
     """The images of every person's folder, and the names of what is none."""
     rows, others, misfits = [], [], []
-    for person in _visible(root):
+    for person in list_folder(root):
         if not (root / person).is_dir():
             others.append(person)
             continue
-        for name in _visible(root / person):
+        for name in list_folder(root / person):
             path = root / person / name
             if path.is_dir():
                 raise ReidError(f"folder: expected images in the person's folder {path.parent}, found folder {name}/")
-            if path.suffix.lower() not in IMAGES:
+            if not is_image(name):
                 others.append(f"{person}/{name}")
                 continue
             camera = camera_of(path.stem)
@@ -151,16 +152,12 @@ def camera_of(name: str) -> int | None:
     return cameras.pop() if len(cameras) == 1 else None
 
 
-def _visible(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if not parse.is_ignored(name))
-
-
 def _read_csv(table: Path) -> tuple[list[_Row], list[str]]:
     rows: list[_Row] = []
     lines: dict[str, int] = {}  # of every path
     missing = []
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
+        with open_table(table) as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             header = [name.strip() for name in reader.fieldnames or []]
             lacking = [name for name in COLUMNS if name not in header]

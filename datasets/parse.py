@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reid.core.files import some as some
+from reid.core.images import SUFFIXES, is_image, list_folder
 from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 
-_SUFFIXES = re.compile(r"(\.(jpe?g|png|bmp|webp|tiff?))+$", re.IGNORECASE)  # once, or as in Market-1501 twice: .jpg.jpg
+_SUFFIXES = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})+$", re.IGNORECASE)  # as in Market-1501 also .jpg.jpg
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
@@ -147,29 +149,9 @@ def absolute(root: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(Path(root).expanduser()))
 
 
-def is_ignored(name: str) -> bool:
-    """Files that systems leave in folders of images: hidden ones, Thumbs.db."""
-    return name.startswith(".") or name.lower().endswith(".db")
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name says that it is an image: archives hold a readme.txt or Thumbs.db among them, too."""
-    return not is_ignored(name) and _SUFFIXES.search(name) is not None
-
-
-def some(names: Sequence[str], shown: int = 3) -> str:
-    """The first few names, and how many more there are.
-
-    >>> some(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
-
-
 def read_folder(layout: Layout, folder: Path) -> list[Sample]:
     """The images of one folder by their names. ReidError where it is missing or empty, or a name does not fit."""
-    names = sorted(name for name in os.listdir(folder) if is_image(name)) if folder.is_dir() else []
+    names = [name for name in list_folder(folder) if is_image(name)] if folder.is_dir() else []
     if not names:
         what = "is empty" if folder.is_dir() else "is missing"
         raise ReidError(f"{layout.name}: expected images in {folder}, which {what}; {layout.obtain}")

@@ -526,7 +526,7 @@ def test_bad_images_are_named_or_left_out_and_counted(
     metrics = json.loads((tmp_path / "b/metrics.json").read_text())
     assert metrics["num_gallery"] == json.loads((run / "metrics.json").read_text())["num_gallery"] - 2
     line = refused(capsys, "search", run / "gallery", text, "--picture", tmp_path / "p.png")
-    assert f"{text} is not a whole image" in line
+    assert f"{text} is not an image" in line
     assert not (tmp_path / "p.png").exists()
 
 

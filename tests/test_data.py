@@ -1,4 +1,4 @@
-"""Reading, caching and prefetching, each against plain numpy."""
+"""Caching and prefetching, each against plain numpy."""
 
 from __future__ import annotations
 
@@ -12,80 +12,12 @@ import pytest
 from PIL import Image
 
 from reid.core.files import identity
+from reid.core.images import read_images
 from reid.core.prefetch import prefetch
 from reid.core.types import ReidError
-from reid.training.data import load_pixels, read_image, read_images
+from reid.training.data import load_pixels, read_images
 
 SIZE = (32, 16)
-
-
-# ---- reading
-
-
-def test_an_image_is_rgb_and_height_comes_first(tmp_path):
-    pixels = np.zeros((20, 10, 3), np.uint8)
-    pixels[:10, :, 0], pixels[10:, :, 2] = 255, 255  # red above blue
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    image = read_image(str(tmp_path / "a.png"), SIZE)
-    assert image.shape == (32, 16, 3)
-    assert image.dtype == np.uint8
-    assert (image[:10] == [255, 0, 0]).all()
-    assert (image[-10:] == [0, 0, 255]).all()
-
-
-def test_resizing_is_bilinear(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    # to half the size Pillow's bilinear filter is a triangle over four pixels, 1 3 3 1 of eight
-    x = np.pad(pixels.astype(float), ((1, 1), (1, 1), (0, 0)), "edge")
-    weights = np.array([1, 3, 3, 1]) / 8
-    rows = sum(w * x[i : i + 63 : 2] for i, w in enumerate(weights))
-    expected = sum(w * rows[:, i : i + 31 : 2] for i, w in enumerate(weights))
-    inside = (slice(1, -1), slice(1, -1))  # at the border the weights are shared out otherwise
-    assert np.abs(read_image(str(tmp_path / "a.png"), SIZE)[inside] - expected[inside]).max() <= 1.01
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png"), ("LA", "png"), ("1", "png")]
-)
-def test_other_kinds_of_image_become_rgb(tmp_path, mode, suffix):
-    pixels = np.full((32, 16, 3), 255, np.uint8)
-    pixels[:16] = 0
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(pixels).convert(mode).save(path)
-    image = read_image(str(path), SIZE)
-    assert image.shape == (32, 16, 3)
-    assert np.abs(image.astype(int) - pixels).max() <= 8
-
-
-def truncated(path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, "JPEG")
-    path.write_bytes(path.read_bytes()[:1500])
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: None, "no image at .*bad.jpg"),
-        (truncated, "bad.jpg is not a whole image .*: leave it out, or mend it"),
-        (lambda path: path.write_bytes(b""), "bad.jpg is not a whole image"),
-        (lambda path: path.write_text("hello"), "bad.jpg is not a whole image"),
-        (lambda path: path.mkdir(), "bad.jpg is not a whole image"),
-    ],
-)
-def test_a_file_that_is_no_whole_image_is_named(tmp_path, paths, make, message):
-    make(tmp_path / "bad.jpg")
-    with pytest.raises(ReidError, match=message) as caught:
-        read_images([*paths[:3], str(tmp_path / "bad.jpg"), *paths[3:]], SIZE)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("threads", [1, 5])
-def test_images_come_in_the_order_of_their_paths(paths, threads):
-    images = read_images(paths, SIZE, threads=threads)
-    for image, path in zip(images, paths, strict=True):
-        assert np.array_equal(image, np.asarray(Image.open(path).resize((16, 32), Image.Resampling.BILINEAR)))
 
 
 # ---- the cache
@@ -126,7 +58,7 @@ def test_the_file_is_used_again_until_an_image_changes(tmp_path, copies, monkeyp
 
     first = load()
     with monkeypatch.context() as patch:
-        patch.setattr("reid.training.data.read_image", lambda *_: pytest.fail("read again"))
+        patch.setattr("reid.training.data.read_images", lambda *_, **__: pytest.fail("read again"))
         assert np.array_equal(load(), first)
     Image.fromarray(np.zeros((64, 32, 3), np.uint8)).save(copies[2])
     changed = load()
@@ -165,7 +97,7 @@ def test_an_error_leaves_no_half_file(tmp_path, copies, monkeypatch, error):
     folder = tmp_path / "cache"
     folder.mkdir()
     if error is ReidError:
-        truncated(Path(copies[3]))
+        Path(copies[3]).write_bytes(Path(copies[3]).read_bytes()[:500])
     else:
 
         def interrupted(*_):

@@ -15,6 +15,7 @@ from torch import nn
 
 import datasets
 import run_reid
+from reid.core.images import read_images
 from reid.core.types import ReidError, Sample
 from reid.export.graph import Deployed
 from reid.export.proof import Reference
@@ -27,7 +28,6 @@ from reid.models.exported import INSTALL, Exported, Runtime
 from reid.models.model import ReidModel, load_model, multiply_adds, save_model
 from reid.models.projection import principal_axes
 from reid.training.config import as_dict
-from reid.training.data import read_images
 from tests.conftest import settle
 
 # what Rockchip's tool chain and its like are known to take; nothing that looks values up by index

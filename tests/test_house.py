@@ -88,6 +88,13 @@ ARROWS = {  # room of reid -> the rooms that it may import besides itself
     "gallery": {"models", "retrieval", "core"},
     "export": {"models", "retrieval", "core"},
 }
+def test_images_are_opened_in_one_place():
+    """Elsewhere Pillow is told which format it may take: of any other it might start a program."""
+    for name in ("datasets", "reid"):
+        for path in room(name):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
+                    assert "formats" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
 
 
 @pytest.mark.parametrize("name", ARROWS)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from reid.core.images import read_images
 from reid.export import openvino
 from reid.export.proof import card_of
 from reid.export.request import Request
@@ -23,7 +24,6 @@ from reid.models.embedder import Embedder
 from reid.models.model import ReidModel
 from reid.training import config as recipes
 from reid.training.config import as_dict
-from reid.training.data import read_images
 
 ROOT = Path(__file__).resolve().parents[1]
 

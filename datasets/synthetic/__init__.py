@@ -31,6 +31,7 @@ from datasets.synthetic.painting import noise
 from datasets.synthetic.people import draw_person
 from datasets.synthetic.pictures import SCALE, World, draw_turn, picture
 from reid.core.files import atomic_folder, write_json
+from reid.core.images import open_image
 from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 
 VERSION = 1  # of the drawing: whatever changes a pixel raises it
@@ -43,7 +44,7 @@ QUALITY = 90  # of the JPEG files
 LAYOUT = parse.Layout(
     name="synthetic",
     folders=("synthetic",),
-    pattern=re.compile(r"(?P<pid>-1|\d{4})_c(?P<camid>\d)s\d_\d{6}_\d\d\.jpg"),
+    pattern=re.compile(r"(?P<pid>-1|\d{4})_c(?P<camid>\d)s\d_\d{6}_\d\d"),
     grammar="0002_c1s1_000451_01.jpg",
     pids=(JUNK, MAX_PID),
     cameras=9,
@@ -225,6 +226,6 @@ def contact_sheet(root: Path, people: int = 8) -> Image.Image:
     for y, pid in enumerate(rows):
         for camid, samples in images[pid].items():
             for k, sample in enumerate(samples[:2]):
-                with Image.open(sample.path) as image:
-                    sheet.paste(image, ((camid - 1) * (2 * width + gap) + k * width, y * (height + gap)))
+                corner = ((camid - 1) * (2 * width + gap) + k * width, y * (height + gap))
+                sheet.paste(open_image(sample.path), corner)
     return sheet

@@ -165,4 +165,4 @@ def develop(rng: np.random.Generator, camera: Camera, canvas: Array, grain: Arra
     noisy = np.asarray(picture) + np.float32(camera.noise) * grain[y : y + rows, x : x + columns]
     encoded = io.BytesIO()
     Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(encoded, "JPEG", quality=camera.jpeg)
-    return Image.open(encoded).convert("RGB")
+    return Image.open(encoded, formats=["JPEG"]).convert("RGB")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from datasets.folder import camera_of
-from reid.cli.data import read_data, refuse_or_tell
+from reid.cli.data import images_in, read_data, refuse_or_tell
 from reid.cli.options import add_common, add_data
 from reid.cli.readers import Readers
 from reid.cli.runs import claimed, default_weights, load_embedder, write_csv
-from reid.core.images import find_bad, find_images
+from reid.core.images import find_bad
 from reid.core.types import ReidError, Sample
 
 
@@ -35,7 +35,7 @@ def cluster_command(args: argparse.Namespace) -> None:
         splits = read_data(args)
         crops = [s for s in [*splits.query, *splits.gallery] if s.pid > 0]
     else:
-        paths = [os.path.abspath(path) for path in find_images(args.images)]
+        paths = [os.path.abspath(path) for path in images_in(args.images)]
         crops = [Sample(path, 0, camera_of(Path(path).stem) or 0) for path in paths]
     weights = args.weights or default_weights()
     output = Path(args.output)

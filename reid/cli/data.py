@@ -13,8 +13,8 @@ import numpy as np
 from reid.cli.options import add_data
 from reid.cli.readers import Readers
 from reid.cli.runs import first_process
-from reid.core.files import write_json
-from reid.core.images import find_bad
+from reid.core.files import some, write_json
+from reid.core.images import find_bad, find_images
 from reid.core.types import ReidError, Sample, Splits
 
 
@@ -82,3 +82,12 @@ def check_data_command(args: argparse.Namespace) -> int:
 def add_check_data(parser: argparse.ArgumentParser, readers: Readers) -> None:
     add_data(parser, readers, "synthetic")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+
+
+def images_in(places: Sequence[str]) -> list[str]:
+    """The image files of those places, with a word about the files beside them that are none."""
+    found = find_images(places)
+    if found.others and first_process():
+        print(f"warning: passed over {len(found.others)} files that are no images by their names: "
+              f"{some([str(path) for path in found.others])}", file=sys.stderr)  # fmt: skip
+    return [str(path) for path in found.images]

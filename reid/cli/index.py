@@ -8,12 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-from reid.cli.data import read_data, refuse_or_tell
+from reid.cli.data import images_in, read_data, refuse_or_tell
 from reid.cli.options import add_common, add_data, add_filter, add_preset, add_rerank, rerank_options
 from reid.cli.readers import Readers
 from reid.cli.runs import default_weights, load_embedder
 from reid.core.files import write_text
-from reid.core.images import find_bad, find_images
+from reid.core.images import find_bad
 from reid.core.own_images import ImageRecord, read_table
 from reid.core.types import ReidError
 from reid.core.values import parse_pid, parse_time
@@ -33,7 +33,7 @@ def index_command(args: argparse.Namespace) -> None:
         tables = [place for place in args.images if place.lower().endswith(".csv")]
         others = [place for place in args.images if place not in tables]
         images = [image for table in tables for image in read_table(table)]
-        images += [ImageRecord(str(path)) for path in (find_images(others) if others else ())]
+        images += [ImageRecord(path) for path in (images_in(others) if others else ())]
         if args.dataset:
             images = [ImageRecord(*sample) for sample in read_data(args).gallery]
     weights = Path(args.weights or default_weights())
@@ -87,7 +87,7 @@ def search_command(args: argparse.Namespace) -> None:
     if embedder is not None:
         gallery.check_model(embedder.fingerprint)
     calibration = calibration_of(embedder.card, embedder.fingerprint) if embedder is not None else None
-    images = [str(path) for path in find_images(args.query)] if args.output else args.query
+    images = images_in(args.query) if args.output else args.query
     if args.key:
         vectors = answers.fuse(gallery.vectors(args.key))
         images = [place(gallery.entry(args.key[0]).path)]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from reid.core.types import ReidError
 
+MAX_TABLE_BYTES = 1 << 28  # of a CSV: some million lines
 _UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
 
@@ -125,7 +128,40 @@ def hash_file(*paths: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content, or of several ones' in turn, hexadecimal."""
     sha = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             while block := stream.read(1 << 20):
                 sha.update(block)
     return sha.hexdigest()
+def open_regular(path: str | os.PathLike[str], *, at_most: int | None = None) -> BinaryIO:
+    """Opens a file to read its bytes, without waiting for what is none.
+
+    Raises ReidError for a folder, a FIFO or a device, which may hang or never end, and for a file of more than
+    `at_most` bytes; OSError as `open` does.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            what = "a folder" if stat.S_ISDIR(about.st_mode) else "a FIFO or a device"
+            raise ReidError(f"{os.fspath(path)} is {what}, expected a file")
+        if at_most is not None and about.st_size > at_most:
+            raise ReidError(f"{os.fspath(path)} has {about.st_size:,} bytes, the most that are read are {at_most:,}")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def open_table(path: str | os.PathLike[str]) -> TextIO:
+    """Opens a CSV to read its text, UTF-8 with or without a mark. Raises as `open_regular`, MAX_TABLE_BYTES at most."""
+    return io.TextIOWrapper(open_regular(path, at_most=MAX_TABLE_BYTES), "utf-8-sig", newline="")
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """The first few names, and how many more there are.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

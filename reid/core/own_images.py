@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from reid.core.files import open_table
 from reid.core.types import ReidError
 from reid.core.values import Field, Pid, parse_pid, parse_time
 
@@ -32,7 +33,7 @@ def read_table(table: str | os.PathLike[str]) -> list[ImageRecord]:
     table = Path(table)
     images = []
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
+        with open_table(table) as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             header = [name.strip() for name in reader.fieldnames or []]
             if "path" not in header:

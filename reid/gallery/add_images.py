@@ -201,5 +201,5 @@ def _hash(path: str) -> str:
     """ "" where the file cannot be read."""
     try:
         return hash_file(path)
-    except OSError:
+    except (OSError, ValueError, ReidError):
         return ""

@@ -19,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 from reid.core.files import atomic_file, identity, locked, write_json
+from reid.core.images import BESIDE, THREADS, read_images
 from reid.core.prefetch import prefetch
 from reid.core.types import ReidError
 from reid.models.encoder import Encoder, TorchEncoder, open_encoder
 from reid.models.model import ReidModel
-from reid.training.data import BESIDE, THREADS, read_images
 
 _BLOCK = 4096  # rows of embeddings at a time
 

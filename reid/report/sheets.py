@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.sparse import csr_array
 
 from reid.core.files import atomic_file
-from reid.core.types import DISTRACTOR, JUNK, Sample, Splits
+from reid.core.images import open_image
+from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 from reid.retrieval.evaluate import Scores
 
 CROP_W, CROP_H = 72, 128  # pixels that a crop is fitted into, its aspect kept
@@ -222,9 +223,8 @@ def crop_of(path: str | os.PathLike[str]) -> Image.Image:
     """The image fitted into (CROP_W, CROP_H); a grey tile with a cross where it cannot be read."""
     crop = Image.new("RGB", (CROP_W, CROP_H), LETTERBOX)
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        image = open_image(path)
+    except ReidError:
         crop.paste(MISSING, (0, 0, CROP_W, CROP_H))
         draw = ImageDraw.Draw(crop)
         draw.line((0, 0, CROP_W - 1, CROP_H - 1), PALE_INK, 2)

@@ -1,55 +1,16 @@
-"""From image files to pixels in memory: decode and resize once, and whatever is made in a thread ahead of its use."""
+"""Pixels in memory, decoded and resized once, and whatever is made in a thread ahead of its use."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from reid.core.files import atomic_file, identity
-from reid.core.types import ReidError
-
-THREADS = min(16, os.cpu_count() or 1)
-BESIDE = max(1, THREADS // 4)  # beside a network on the same cores: more would wait for one another, and it for them
-
-
-def read_image(path: str, size: tuple[int, int]) -> np.ndarray:
-    """RGB uint8 (height, width, 3) of an image file, resized with bilinear filtering. `size` is (height, width).
-
-    Raises ReidError that names a file which cannot be read as a whole image.
-    """
-    return np.asarray(open_image(path).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def open_image(path: str) -> Image.Image:
-    """RGB, upright. ReidError names a file that cannot be read as a whole image."""
-    try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # telephones say which way is up beside the pixels
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-    except FileNotFoundError:
-        raise ReidError(f"no image at {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ReidError(f"{path} is not a whole image ({error}): leave it out, or mend it") from None
-
-
-def read_images(
-    paths: Sequence[str], size: tuple[int, int], out: np.ndarray | None = None, *, threads: int = THREADS
-) -> np.ndarray:
-    """(N, height, width, 3) uint8, read by several threads."""
-    images = np.empty((len(paths), *size, 3), np.uint8) if out is None else out
-    with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
-        read = map if pool is None else pool.map
-        for i, image in enumerate(read(lambda path: read_image(path, size), paths)):
-            images[i] = image
-    return images
+from reid.core.images import THREADS, read_images
 
 
 def load_pixels(

@@ -27,18 +27,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from reid.core.images import SUFFIXES, is_image, list_folder, open_image
 from reid.core.types import ReidError
 from reid.models import backbones, checkpoint
 from reid.models.card import MEAN, STD, git_revision
 from reid.models.encoder import pick_device
 from reid.training import distributed
 from reid.training.config import PretrainConfig, as_dict
-from reid.training.data import open_image
 from reid.training.distributed import World
 from reid.training.log import Step, Term
 from reid.training.loop import Training, check_same
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 VALIDATION_BATCH = 256
 ORDER, IMAGE, NETWORK = 1, 2, 3  # what a random stream is for; it begins with the seed and this number
 
@@ -98,18 +97,16 @@ def read_folder(root: str | Path) -> ImageFolder:
 
 def _read_half(root: str, half: str) -> tuple[list[str], Labelled]:
     folder = os.path.join(root, half)
-    try:
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.isdir(folder):
         raise ReidError(
             f"no folder {folder}: looked for images in {root}/train/CLASS/ and {root}/val/CLASS/; give --data-root"
-        ) from None
+        )
+    classes = [name for name in list_folder(folder) if os.path.isdir(os.path.join(folder, name))]
     if not classes:
         raise ReidError(f"{folder} holds no class folders: each image belongs into the folder of its class")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        inside = os.listdir(os.path.join(folder, name))
-        images = sorted(file for file in inside if file.lower().endswith(SUFFIXES) and file[0] != ".")
+        images = [file for file in list_folder(os.path.join(folder, name)) if is_image(file)]
         if not images:
             raise ReidError(f"no images in {folder}/{name}: looked for {', '.join(SUFFIXES)}")
         paths += [os.path.join(folder, name, file) for file in images]
