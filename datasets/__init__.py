@@ -5,6 +5,17 @@
 >>> splits.train[0]  # doctest: +SKIP
 Sample(path='/data/.../bounding_box_train/0002_c1s1_000451_03.jpg', pid=2, camid=1)
 
+Every data set is taken as its authors distribute it: its own folder, the archive's folder in itself, or the one above;
+suffixes in capitals or twice (`.jpg.jpg`); what is no image (readme.txt, Thumbs.db, .DS_Store, a .mat) is passed over.
+
+    market1501           bounding_box_train/, query/, bounding_box_test/; images/ and gt_bbox/ where they are there
+    dukemtmc             the same folders
+    cuhk03np_labeled     labeled/ of cuhk03-np, or cuhk-03.mat and the new protocol's split file
+    cuhk03np_detected    likewise detected/
+    msmt17               MSMT17_V1 (taken where both are there) or MSMT17_V2: two folders and four lists
+    folder               one's own images: a folder a person, names such as 0007_c2_0001.jpg, or a CSV
+    synthetic            people that the program draws
+
 A new data set is a module with `read(root: Path) -> Splits` and a line in `DATASETS`; official counts, where there
 are any, a line in `OFFICIAL`.
 """
@@ -17,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets import cuhk03np, dukemtmc, folder, market1501, parse
+from datasets import cuhk03np, dukemtmc, folder, market1501, msmt17, parse
 from reid.core.types import DISTRACTOR, ReidError, Sample, Splits
 
 if TYPE_CHECKING:
@@ -35,13 +46,17 @@ DATASETS: dict[str, Callable[[Path], Splits]] = {
     "dukemtmc": dukemtmc.read,
     "cuhk03np_labeled": partial(cuhk03np.read, "labeled"),
     "cuhk03np_detected": partial(cuhk03np.read, "detected"),
+    "msmt17": msmt17.read,
     "folder": folder.read,
     "synthetic": _read_synthetic,
 }
 
 _LAYOUTS = {layout.name: layout for layout in (market1501.LAYOUT, dukemtmc.LAYOUT, *cuhk03np.LAYOUTS.values())}
 
-OFFICIAL: dict[str, Mapping[str, parse.Count]] = {layout.name: layout.official for layout in _LAYOUTS.values()}
+OFFICIAL: dict[str, Mapping[str, parse.Count]] = {
+    **{layout.name: layout.official for layout in _LAYOUTS.values()},
+    msmt17.NAME: msmt17.OFFICIAL,
+}
 
 
 def read(name: str, root: str | os.PathLike[str]) -> Splits:

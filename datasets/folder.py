@@ -2,13 +2,17 @@
 
 Folders: `ROOT/anna/c2_0001.jpg`. The person is the folder, the camera a token `c<N>` or `cam<N>` of the file name
 (upper or lower case; `c2s1` as Market-1501 writes it will do). With `ROOT/{train,query,gallery}/anna/...` the split is
-given; `train` may be left out, for evaluation only.
+given; `train` may be left out, for evaluation only. The folders may have Market-1501's names, too.
+
+Flat folders: where no person has a folder, the person is what stands before the camera: `0007_c2s1_000401_00.jpg` is
+person 0007, of any number, by camera 2, of any number. As in Market-1501 the person -1 is junk, left out of training
+and queries, and 0000 a distractor where the gallery alone holds it.
 
 CSV: ROOT is the file, or a folder with one `*.csv`. The header holds `path,pid,camid` and, where the split is given,
 `split` (train, query or gallery). A relative path starts at the CSV's folder; an absolute one stands as it is. A pid is
-any text, a camid a whole number from 0. UTF-8, commas.
+any text, a camid a whole number from 0 of at most nine digits. UTF-8; commas, semicolons or tabs between the columns.
 
-Persons are numbered from 1 in the sorted order of their names; there are no distractors and no junk.
+Persons are numbered from 1 in the sorted order of their names; but in flat folders there are no distractors, no junk.
 
 Where no split is given, the field's manner (CUHK03's new protocol): of the persons, sorted, the first, third, ... are
 for training. Of each other person the first image of each camera is a query and the rest are gallery; if that leaves
@@ -19,7 +23,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,13 +30,17 @@ from typing import NamedTuple
 
 from datasets import parse
 from reid.core.files import open_table
-from reid.core.images import SUFFIXES, is_image, list_folder
-from reid.core.types import ReidError, Sample, Splits
+from reid.core.images import is_image, list_folder
+from reid.core.own_images import CAMERA_DIGITS, camera_of, person_of
+from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 
 SPLITS = tuple(parse.FOLDERS)
 COLUMNS = ("path", "pid", "camid")
-_CAMERA = re.compile(r"(?<![a-z0-9])c(?:am)?(\d+)(?:s\d+)?(?![a-z0-9])", re.IGNORECASE)
-_LAYOUTS = "a folder a person with the camera in the file name (anna/c2_0001.jpg), or a CSV with path,pid,camid"
+_SEPARATORS = ",;\t"  # of a CSV
+_LAYOUTS = (
+    "a folder a person with the camera in the file name (anna/c2_0001.jpg), names of person and camera "
+    "(0007_c2_0001.jpg), or a CSV with path,pid,camid"
+)
 
 
 class _Row(NamedTuple):
@@ -41,6 +48,7 @@ class _Row(NamedTuple):
     person: str
     camid: int
     split: str  # one of SPLITS, or "" where none is given
+    flat: bool = False  # the person is told by the file name
 
 
 def read(root: Path) -> Splits:
@@ -50,7 +58,7 @@ def read(root: Path) -> Splits:
         rows, warnings = _read_csv(root)
         found = root.parent
     elif root.is_dir():
-        tables = [root / name for name in list_folder(root) if name.endswith(".csv")]
+        tables = [root / name for name in list_folder(root) if name.lower().endswith(".csv") and (root / name).is_file()]
         if len(tables) > 1:
             raise ReidError(
                 f"folder: expected one CSV in {root}, found {parse.some([t.name for t in tables])}; name it"
@@ -60,7 +68,13 @@ def read(root: Path) -> Splits:
     else:
         raise ReidError(f"folder: no such folder or file: {root}; expected {_LAYOUTS}")
 
-    pids = {person: pid for pid, person in enumerate(sorted({row.person for row in rows}), start=1)}
+    nobody = _nobody(rows)
+    named = sorted({row.person for row in rows} - nobody.keys())
+    pids = {person: pid for pid, person in enumerate(named, start=1)} | nobody
+    junk = [row for row in rows if row.split != "gallery" and pids[row.person] <= 0]
+    if junk:
+        rows = [row for row in rows if row not in junk]
+        warnings.append(f"folder: left out {len(junk)} images of training and queries that are nobody's (person -1)")
     given = any(row.split for row in rows)
     lists: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     if given:
@@ -74,7 +88,7 @@ def read(root: Path) -> Splits:
         if not lists["train"]:
             warnings.append("folder: there are no training images: good for evaluation only")
     else:
-        if len(pids) < 2:
+        if len(named) < 2:
             raise ReidError(f"folder: expected two persons or more in {root}, found one: nobody is left to test on")
         divide([Sample(row.path, pids[row.person], row.camid) for row in rows], lists)
     train, query, gallery = (sorted(lists[split]) for split in SPLITS)
@@ -98,42 +112,58 @@ def divide(samples: Iterable[Sample], lists: dict[str, list[Sample]]) -> None:
         lists["gallery"] += [sample for sample in images if sample not in queries]
 
 
+def _nobody(rows: list[_Row]) -> dict[str, int]:
+    """The names in flat folders that are no person's, as Market-1501 has them: JUNK or DISTRACTOR."""
+    told = {row.person for row in rows if row.flat}
+    elsewhere = {row.person for row in rows if row.split != "gallery"}
+    nobody = {name: DISTRACTOR for name in told - elsewhere if not name.strip("0")}
+    return nobody | ({"-1": JUNK} if "-1" in told else {})
+
+
 def _read_folders(root: Path) -> tuple[list[_Row], list[str]]:
-    given = [split for split in SPLITS if (root / split).is_dir()]
+    names = {split: (split, parse.FOLDERS[split]) for split in SPLITS}  # query is query in both
+    given = {split: name for split in SPLITS for name in names[split] if (root / name).is_dir()}
+    for split, (own, market) in names.items():
+        if own != market and (root / own).is_dir() and (root / market).is_dir():
+            raise ReidError(f"folder: expected {own}/ or {market}/ for {split} in {root}, found both; keep one")
     if not given:
         rows, others = _read_persons(root, "")
-    elif {"query", "gallery"} <= set(given):
-        rows, others = [], sorted(name for name in list_folder(root) if name not in given)
-        for split in given:
-            found, more = _read_persons(root / split, split)
+    elif {"query", "gallery"} <= given.keys():
+        rows, others = [], [name for name in list_folder(root) if name not in given.values()]
+        for split, name in given.items():
+            found, more = _read_persons(root / name, split)
             rows += found
             others += more
     else:
         raise ReidError(
             f"folder: expected both query/ and gallery/ in {root} (and train/, to train), "
-            f"found {'/ and '.join(given)}/ alone; give both, or none of the three to have the persons divided"
+            f"found {'/ and '.join(given.values())}/ alone; give both, or none of the three to have the persons divided"
         )
     if not rows:
-        raise ReidError(f"folder: found no image ({', '.join(SUFFIXES)}) in {root}; expected {_LAYOUTS}")
+        held = f"; it holds {parse.some(others)}" if others else ""
+        raise ReidError(f"folder: found no image in {root}{held}; expected {_LAYOUTS}")
     left_out = f"folder: left out {len(others)} files and folders that hold no images: {parse.some(others)}"
     return rows, [left_out] if others else []
 
 
 def _read_persons(root: Path, split: str) -> tuple[list[_Row], list[str]]:
-    """The images of every person's folder, and the names of what is none."""
+    """The images of every person's folder, or of a flat folder, and the names of what is none."""
     rows, others, misfits = [], [], []
-    for person in list_folder(root):
-        if not (root / person).is_dir():
-            others.append(person)
-            continue
+    names = list_folder(root)
+    folders = [name for name in names if (root / name).is_dir()]
+    beside = [name for name in names if name not in set(folders)]
+    for person in folders:
         for name in list_folder(root / person):
             path = root / person / name
             if path.is_dir():
-                raise ReidError(f"folder: expected images in the person's folder {path.parent}, found folder {name}/")
+                raise ReidError(
+                    f"folder: expected images in the person's folder {path.parent}, found folder {name}/; "
+                    f"expected {_LAYOUTS}; where {path.parent} is the data set, name it"
+                )
             if not is_image(name):
                 others.append(f"{person}/{name}")
                 continue
-            camera = camera_of(path.stem)
+            camera = camera_of(parse.stem(name))
             if camera is None:
                 misfits.append(f"{person}/{name}")
             else:
@@ -141,15 +171,25 @@ def _read_persons(root: Path, split: str) -> tuple[list[_Row], list[str]]:
     if misfits:
         raise ReidError(
             f"folder: expected one camera in every file name, such as c2_0001.jpg or cam2-1.jpg, but {len(misfits)} "
-            f"in {root} have none or two: {parse.some(misfits)}; rename them, or list them in a CSV"
+            f"in {root} have none, two, or one of over {CAMERA_DIGITS} digits: {parse.some(misfits)}; rename them, or "
+            "list them in a CSV"
         )
-    return rows, others
-
-
-def camera_of(name: str) -> int | None:
-    """The camera that a file name tells, without its suffix: 2 of "c2_0001" or "cam2-1"; None of none or of two."""
-    cameras = {int(number) for number in _CAMERA.findall(name)}
-    return cameras.pop() if len(cameras) == 1 else None
+    flat = [name for name in beside if is_image(name)]
+    if rows or not flat:
+        return rows, beside + others
+    for name in flat:
+        person, camera = person_of(parse.stem(name)), camera_of(parse.stem(name))
+        if person is None or camera is None:
+            misfits.append(name)
+        else:
+            rows.append(_Row(str(root / name), person, camera, split, flat=True))
+    if misfits:
+        raise ReidError(
+            f"folder: found {len(flat)} images in {root} and no folder a person, but {len(misfits)} of their names do "
+            f"not tell person and camera as 0007_c2_0001.jpg does: {parse.some(misfits)}; rename them, move them to a "
+            "folder a person (anna/c2_0001.jpg), or list them in a CSV with path,pid,camid"
+        )
+    return rows, [name for name in names if name not in set(flat)] + others
 
 
 def _read_csv(table: Path) -> tuple[list[_Row], list[str]]:
@@ -158,13 +198,15 @@ def _read_csv(table: Path) -> tuple[list[_Row], list[str]]:
     missing = []
     try:
         with open_table(table) as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
+            separator = _separator(stream.readline())
+            stream.seek(0)
+            reader = csv.DictReader(stream, skipinitialspace=True, delimiter=separator)
             header = [name.strip() for name in reader.fieldnames or []]
             lacking = [name for name in COLUMNS if name not in header]
             if lacking:
                 raise ReidError(
-                    f"{table}: expected a first line with {','.join(COLUMNS)} (and split), it has "
-                    f"{','.join(header) or 'nothing'}; add {', '.join(lacking)}"
+                    f"{table}: expected a first line with {','.join(COLUMNS)} (and split), separated by commas, "
+                    f"semicolons or tabs; it has {','.join(header)[:200] or 'nothing'}; add {', '.join(lacking)}"
                 )
             reader.fieldnames = header
             for values in reader:
@@ -190,12 +232,25 @@ def _read_csv(table: Path) -> tuple[list[_Row], list[str]]:
     return rows, minus
 
 
+def _separator(header: str) -> str:
+    """What stands between the columns of a CSV: that by which most of COLUMNS are found."""
+    found = {
+        mark: {name.strip() for row in csv.reader([header], skipinitialspace=True, delimiter=mark) for name in row}
+        for mark in _SEPARATORS
+    }
+    return max(found, key=lambda mark: len(found[mark] & set(COLUMNS)))
+
+
 def _parse_row(values: dict[str, str | None], where: str, parent: Path, has_split: bool) -> _Row:
     path, person, camid = ((values[name] or "").strip() for name in COLUMNS)
     if not path or not person:
         raise ReidError(f"{where}: expected a path and a pid, got {path!r} and {person!r}")
-    if not camid.isdecimal():
-        raise ReidError(f"{where}: expected a camid that is a whole number from 0, got {camid!r}")
+    if not camid.isdecimal() or len(camid.lstrip("0")) > CAMERA_DIGITS:
+        got = repr(camid) if len(camid) <= 40 else f"one of {len(camid)} characters"
+        raise ReidError(
+            f"{where}: expected a camid that is a whole number from 0 of at most {CAMERA_DIGITS} digits, got {got}; "
+            "give every camera a number"
+        )
     split = (values["split"] or "").strip() if has_split else ""
     if has_split and split not in SPLITS:
         raise ReidError(f"{where}: expected split to be {', '.join(SPLITS)}, got {split!r}")

@@ -1,7 +1,8 @@
 """Market-1501 (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015).
 
-In the gallery pid 0 is a distractor, pid -1 junk. Counts: the data set's own description. Beside the three folders may
-lie images/, 500,000 more distractors, and gt_bbox/, hand-drawn boxes of the query persons for multi-query evaluation.
+In the gallery pid 0 is a distractor, pid -1 junk. Counts: the data set's own description; the gallery's cameras as
+counted in the authors' archive. Beside the three folders may lie images/, 500,000 more distractors, and gt_bbox/,
+hand-drawn boxes of the query persons for multi-query evaluation.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ LAYOUT = parse.Layout(
     official={
         "train": parse.Count(12936, 751, parse.per_camera(2017, 1709, 2707, 920, 2338, 3245)),
         "query": parse.Count(3368, 750, parse.per_camera(668, 530, 717, 248, 622, 583)),
-        "gallery": parse.Count(19732, 750, distractors=2798, junk=3819),
+        "gallery": parse.Count(
+            19732, 750, parse.per_camera(3156, 2944, 3803, 1671, 3814, 4344), distractors=2798, junk=3819
+        ),
     },
     more={"distractors": "images", "multi_query": "gt_bbox"},
 )

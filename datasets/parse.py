@@ -17,6 +17,8 @@ from reid.core.images import SUFFIXES, is_image, list_folder
 from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 
 _SUFFIXES = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})+$", re.IGNORECASE)  # as in Market-1501 also .jpg.jpg
+_PID_AND_CAMERA = re.compile(r"(?P<pid>-?\d{1,9})_c(?P<camid>\d{1,9})(?!\d)")  # what any Market-like name tells
+_CHOOSE_FOLDER = "one's own images are read as the data set folder"
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
@@ -137,11 +139,25 @@ def first_with_splits(candidates: Iterable[Path]) -> Path | None:
 
 
 def not_found(layout: Layout, root: str | os.PathLike[str]) -> ReidError:
-    there = "" if os.path.isdir(absolute(root)) else " (no such folder)"
     return ReidError(
-        f"{layout.name}: looked for {', '.join(FOLDERS.values())} in {absolute(root)}{there} and under it in "
+        f"{layout.name}: looked for {', '.join(FOLDERS.values())} in {absolute(root)}{seen(root)} and under it in "
         f"{', '.join(layout.folders)}; {layout.obtain}"
     )
+
+
+def seen(root: str | os.PathLike[str]) -> str:
+    """What is at `root` instead of a data set, in brackets, and what would read it."""
+    path = absolute(root)
+    if path.is_file():
+        hint = "a CSV is read as the data set folder" if path.suffix.lower() == ".csv" else "name a folder"
+        return f" (a file; {hint})"
+    if not path.is_dir():
+        return " (no such folder)"
+    names = list_folder(path)
+    if not names:
+        return " (an empty folder)"
+    own = {"query", "gallery"} <= set(names) or any(name.lower().endswith(".csv") for name in names)
+    return f" (which holds {some(names)}{'; ' + _CHOOSE_FOLDER if own else ''})"
 
 
 def absolute(root: str | os.PathLike[str]) -> Path:
@@ -149,15 +165,25 @@ def absolute(root: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(Path(root).expanduser()))
 
 
+def stem(name: str) -> str:
+    """`name` without the suffixes of an image.
+
+    >>> stem("0001_c1s1_001051_00.jpg.JPG")
+    '0001_c1s1_001051_00'
+    """
+    return _SUFFIXES.sub("", name)
+
+
 def read_folder(layout: Layout, folder: Path) -> list[Sample]:
     """The images of one folder by their names. ReidError where it is missing or empty, or a name does not fit."""
     names = [name for name in list_folder(folder) if is_image(name)] if folder.is_dir() else []
     if not names:
-        what = "is empty" if folder.is_dir() else "is missing"
+        there = list_folder(folder) if folder.is_dir() else []
+        what = f"holds none but {some(there)}" if there else "is empty" if folder.is_dir() else "is missing"
         raise ReidError(f"{layout.name}: expected images in {folder}, which {what}; {layout.obtain}")
     samples, misfits = [], []
     for name in names:
-        match = layout.pattern.fullmatch(_SUFFIXES.sub("", name))
+        match = layout.pattern.fullmatch(stem(name))
         pid, camid = (int(match["pid"]), int(match["camid"])) if match else (0, 0)
         if match and layout.pids[0] <= pid <= layout.pids[1] and 1 <= camid <= layout.cameras:
             samples.append(Sample(str(folder / name), pid, camid))
@@ -166,6 +192,16 @@ def read_folder(layout: Layout, folder: Path) -> list[Sample]:
     if misfits:
         raise ReidError(
             f"{layout.name}: expected names like {layout.grammar} in {folder}, but {len(misfits)} of {len(names)} do "
-            f"not fit: {some(misfits)}; rename them or move them away"
+            f"not fit: {some(misfits)}{_strange(layout, misfits)}; rename them or move them away; {_CHOOSE_FOLDER}"
         )
     return samples
+
+
+def _strange(layout: Layout, names: Sequence[str]) -> str:
+    """The cameras and persons that Market-like names tell and that the data set has not, in brackets."""
+    told = [match for name in names if (match := _PID_AND_CAMERA.match(name))]
+    cameras = sorted({int(match["camid"]) for match in told} - set(range(1, layout.cameras + 1)))
+    pids = sorted({pid for match in told if not layout.pids[0] <= (pid := int(match["pid"])) <= layout.pids[1]})
+    parts = [f"{what} {some([str(n) for n in numbers])}" for what, numbers in (("camera", cameras), ("person", pids))
+             if numbers]  # fmt: skip
+    return f" ({', '.join(parts)}: {layout.name} has none such)" if parts else ""

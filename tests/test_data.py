@@ -15,7 +15,7 @@ from reid.core.files import identity
 from reid.core.images import read_images
 from reid.core.prefetch import prefetch
 from reid.core.types import ReidError
-from reid.training.data import load_pixels, read_images
+from reid.training.data import load_pixels
 
 SIZE = (32, 16)
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, features
-from reid.core.own_images import read_table
 
 from datasets import folder
 from reid.core import images
 from reid.core.images import find_bad, find_images, inspect, list_folder, open_image, read_image, read_images
+from reid.core.own_images import read_table
 from reid.core.types import ReidError
 from reid.report import sheets
 

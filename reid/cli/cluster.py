@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.folder import camera_of
 from reid.cli.data import images_in, read_data, refuse_or_tell
 from reid.cli.options import add_common, add_data
 from reid.cli.readers import Readers
 from reid.cli.runs import claimed, default_weights, load_embedder, write_csv
 from reid.core.images import find_bad
+from reid.core.own_images import camera_of
 from reid.core.types import ReidError, Sample
 
 

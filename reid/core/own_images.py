@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -66,3 +67,23 @@ def _parse_row(row: Mapping[str, str | None], parent: Path) -> ImageRecord:
         parse_time(values["time"]) if values.get("time") else None,
         {name: value for name, value in values.items() if name not in _KNOWN and value},
     )
+
+
+CAMERA_DIGITS = 9  # more is no camera's number but a date or a serial number, and does not fit an array of int64
+_CAMERA = re.compile(r"(?<![a-z0-9])c(?:am)?(\d+)(?:s\d+)?(?![a-z0-9])", re.IGNORECASE)
+
+
+def camera_of(name: str) -> int | None:
+    """The camera that a file name tells, without its suffix: 2 of "c2_0001" or "cam2-1"; None of none or of two, and of
+    one of more than nine digits."""
+    numbers = _CAMERA.findall(name)
+    if any(len(number.lstrip("0")) > CAMERA_DIGITS for number in numbers):
+        return None
+    cameras = {int(number) for number in numbers}
+    return cameras.pop() if len(cameras) == 1 else None
+
+
+def person_of(name: str) -> str | None:
+    """The person that a flat folder's file name tells, without its suffix: what stands before the camera, or None."""
+    match = _CAMERA.search(name)
+    return (name[: match.start()].rstrip("_- .") or None) if match else None
