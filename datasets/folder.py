@@ -178,11 +178,11 @@ def _read_persons(root: Path, split: str) -> tuple[list[_Row], list[str]]:
     if rows or not flat:
         return rows, beside + others
     for name in flat:
-        person, camera = person_of(parse.stem(name)), camera_of(parse.stem(name))
-        if person is None or camera is None:
+        who, camera = person_of(parse.stem(name)), camera_of(parse.stem(name))
+        if who is None or camera is None:
             misfits.append(name)
         else:
-            rows.append(_Row(str(root / name), person, camera, split, flat=True))
+            rows.append(_Row(str(root / name), who, camera, split, flat=True))
     if misfits:
         raise ReidError(
             f"folder: found {len(flat)} images in {root} and no folder a person, but {len(misfits)} of their names do "
