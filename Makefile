@@ -1,6 +1,7 @@
 # make demo   sets up .venv and runs the main job on people that the program draws itself
 # make test   sets up .venv and runs every test
 # make lint   ruff and mypy
+# make docs   the site of README and docs/ in build/site; a dead link fails
 # make rknn-env  sets up .venv-rknn: Rockchip's compiler, for `export --format rknn` (0.6 GB)
 # make bench  measures this program against named peers
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: demo test lint bench rknn-env clean
+.PHONY: demo test lint docs bench rknn-env clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -21,6 +22,15 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+	rm -rf build/docs
+	mkdir -p build/docs/docs build/docs/weights
+	cp *.md LICENSE build/docs
+	cp docs/*.md docs/*.png build/docs/docs
+	cp weights/*.md build/docs/weights
+	$(VENV)/bin/python -m mkdocs build --strict --config-file docs/mkdocs.yml
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/evaluate.py

@@ -60,6 +60,14 @@ def test_the_example_in_python(
     assert said[0] == f"1.000 my_crops/{Path(paths[0]).name}"
 
 
+def test_the_example_of_the_api(two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    (code,) = examples("docs/api.md")
+    exec(compile(code, "docs/api.md", "exec"), {})
+    a, b = Embedder(ROOT / "weights/scgnet_s.safetensors").embed(two)
+    assert float(capsys.readouterr().out) == pytest.approx(float(a @ b), abs=1e-5)
+
+
 def test_the_example_for_openvino(model: ReidModel, two: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     request = Request("openvino")
     card = card_of(model, request)
