@@ -12,7 +12,8 @@ import datasets
 from reid.cli import runs
 from reid.models.embedder import Embedder
 from reid.models.model import load_model
-from reid.report.compare import MEASURES, compare, read_results
+from reid.report.compare import compare
+from reid.report.results import MEASURES, read_results
 from reid.retrieval.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
