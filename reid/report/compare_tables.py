@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def as_latex(compared: Sequence[Compared]) -> str:
     )
 
 
-def seeds_table(seeds: Sequence[int], columns: dict[str, Sequence[float | None]], form: str) -> str:
+def seeds_table(seeds: Sequence[int], columns: Mapping[str, Sequence[float | None]], form: str) -> str:
     """A row a seed, then the mean and the standard deviation, which leave out None. No newline at the end.
 
     columns: by their headers, a value a seed. form: of a number, as in f"{value:{form}}".
@@ -191,9 +191,8 @@ def _notes(compared: Sequence[Compared]) -> list[str]:
         taken = f" Of {', '.join(borrowed)} with one seed its variance is taken to be the other's." if borrowed else ""
         notes.append(f"Against {base.name}, seeds and people counted: {_verdict(with_seeds)}{taken}")
     if without:
-        one = "one seed each, so the seed's variance is unknown and another seed may turn these runs' order"
-        also = "the others, " if with_seeds else ""
-        notes.append(f"Against {base.name}, {also}{one}; of the people alone: {_verdict(without)}")
+        unknown = "one seed each, so that the seed's variance is unknown and another seed may turn the order"
+        notes.append(f"Against {base.name}, {unknown}; by the people alone: {_verdict(without)}")
     if len(others) > 1:
         notes[-1] += " Each interval is of one comparison, not corrected for their number."
     return notes
