@@ -97,7 +97,8 @@ def over_seeds(resampled: Resampled, ours: Sequence[int], theirs: Sequence[int] 
     The variance is the sum of two parts. That of the seeds, which holds how seeds and people interact: s^2 / n of each
     recipe, s^2 the sample variance of its n means. That of the people, by bootstrap: the covariance of two seeds of one
     recipe, for each recipe, less twice that of seeds of different recipes; at least 0. The quantile is Student's with
-    Satterthwaite's degrees of freedom: with everybody alike this is Welch's interval over the seeds.
+    Satterthwaite's degrees of freedom: with everybody alike this is Welch's interval over the seeds. Where a recipe has
+    a single seed each part takes its own quantile instead, which errs towards wide.
     """
     from scipy.special import stdtrit
 
@@ -123,6 +124,12 @@ def over_seeds(resampled: Resampled, ours: Sequence[int], theirs: Sequence[int] 
     variance = people + sum(parts.values())
     if not variance:
         return Interval(mean, mean, mean)
-    spread = sum(part**2 / (len(groups[i]) - 1) for i, part in parts.items()) + people**2 / (resampled.people - 1)
-    half = float(stdtrit(variance**2 / spread, (1 + LEVEL) / 2)) * math.sqrt(variance)
+    level = (1 + LEVEL) / 2
+    if len(groups) > len(repeated):  # with the few degrees of one recipe's seeds Satterthwaite's quantile is too small
+        (seeds,), (count,) = parts.values(), map(len, repeated)
+        each = stdtrit(np.array([count - 1, resampled.people - 1]), level) * np.sqrt([seeds, people])
+        half = math.hypot(*each)
+    else:
+        spread = sum(part**2 / (len(groups[i]) - 1) for i, part in parts.items()) + people**2 / (resampled.people - 1)
+        half = float(stdtrit(variance**2 / spread, level)) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half)
