@@ -27,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import datasets
 from reid.core.files import write_text
 from reid.core.types import ReidError
-from reid.report.compare import as_markdown, compare, read_results
+from reid.report.compare import compare
+from reid.report.compare_tables import as_markdown
+from reid.report.results import read_results
 from reid.training import config as recipes
 from reid.training.sampler import pk_batches
 

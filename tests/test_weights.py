@@ -12,7 +12,8 @@ import datasets
 from reid.cli import runs
 from reid.models.embedder import Embedder
 from reid.models.model import load_model
-from reid.report.compare import MEASURES, compare, read_results
+from reid.report.compare import compare
+from reid.report.results import MEASURES, read_results
 from reid.retrieval.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,7 @@ def test_the_card_shows_the_scores_of_its_result(file: Path) -> None:
     kept = load_model(file).card["scores"]
     measured = [result.measured[name].mean for name in ("Rank-1", "mAP")]
     assert [kept["rank1"], kept["mAP"]] == pytest.approx(measured, abs=1e-6)
-    for told in (result.result.command, f"{file.stat().st_size:,} bytes"):
+    for told in (result.runs[0].command, f"{file.stat().st_size:,} bytes"):
         assert " ".join(told.split()) in " ".join(card.replace("\\\n", "").split())
 
 

@@ -83,11 +83,26 @@ def evaluate_one(
 
 
 def compare_command(args: argparse.Namespace) -> None:
-    """Prints finished runs side by side, with bootstrap intervals and their differences to the first."""
-    from reid.report.compare import as_markdown, as_text, compare, read_results
+    """Prints finished runs side by side: a row a recipe, with its seeds' mean and deviation, intervals over people and
+    seeds, and the difference to the first. Runs on other query or gallery images are in a table of their own."""
+    from reid.report.compare import by_images, compare, is_named
+    from reid.report.compare_tables import as_latex, as_markdown, as_text
+    from reid.report.results import read_results
 
-    compared = compare(read_results(args.runs), args.baseline)
-    print(as_markdown(compared) if args.markdown else as_text(compared))
+    results = read_results(args.runs, lambda told: print(told, file=sys.stderr))
+    sets = by_images(results)
+    base = args.baseline
+    if base is not None and len(sets) > 1 and not any(is_named(base, found) for found in sets):
+        raise ReidError(f"no run is named {base!r}: --baseline takes one of {', '.join(r.name for r in results)}")
+    write = as_latex if args.latex else as_markdown if args.markdown else as_text
+    title = "% " if args.latex else "## " if args.markdown else "== "
+    if len(sets) > 1:
+        print(f"{title}{len(sets)} sets of query and gallery images: runs compare within each\n")
+    for number, found in enumerate(sets, 1):
+        chosen = base if base is not None and (len(sets) == 1 or is_named(base, found)) else None
+        if len(sets) > 1:
+            print(f"{title}{number}. {found[0].dataset}\n")
+        print(write(compare(found, chosen)) + ("\n" if number < len(sets) else ""))
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
@@ -230,6 +245,7 @@ def report(
         weights=weights,
         git_revision=git_revision(),
         recipe=card["recipe"],
+        trained_on=card.get("data"),
     )
     table = summary_table(splits, scores)
     write_text(output / "scores.txt", table + "\n")
@@ -260,10 +276,13 @@ def add_evaluate(parser: argparse.ArgumentParser, readers: Readers) -> None:
 
 
 def add_compare(parser: argparse.ArgumentParser, readers: Readers) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a copy of its metrics.json")
-    parser.add_argument("--baseline", metavar="NAME", help="the run that the others are held against, by its name in "
-                        "the table: its folder's or file's (default: the first)")  # fmt: skip
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table and the runs' commands")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, the folder of --seeds that holds a run "
+                        "a seed, or a copy of a metrics.json")  # fmt: skip
+    parser.add_argument("--baseline", metavar="NAME", help="the recipe that the others are held against, by its name "
+                        "in the table: its folder's or file's (default: the first)")  # fmt: skip
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table and the runs' commands")
+    form.add_argument("--latex", action="store_true", help="print a LaTeX table with the rules of booktabs")
 
 
 def add_calibrate(parser: argparse.ArgumentParser, readers: Readers) -> None:

@@ -43,6 +43,12 @@ def add_training(parser: argparse.ArgumentParser) -> None:
                         "apart and take the checkpoint that is best on them (default: the recipe's)")  # fmt: skip
 
 
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="run the recipe with each of these seeds, in "
+                        "OUTPUT/seed-N, and tell their mean and standard deviation (default: its own seed, in "
+                        "OUTPUT)")  # fmt: skip
+
+
 def add_output(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--output", metavar="DIR", help=f"where everything is written (default: {default})")
 

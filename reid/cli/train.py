@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from reid.cli.data import check_images, read_data
 from reid.cli.evaluate import embed_splits, report, score
-from reid.cli.options import add_common, add_data, add_output, add_recipe, add_training
+from reid.cli.options import add_common, add_data, add_output, add_recipe, add_seeds, add_training
 from reid.cli.readers import Readers
 from reid.cli.runs import claimed, first_process, in_turn, load_embedder, run_of
-from reid.core.types import Sample, Splits
+from reid.core.files import write_text
+from reid.core.types import ReidError, Sample, Splits
 from reid.training import config as recipes
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from reid.gallery import Gallery
     from reid.models.embedder import Embedder
     from reid.retrieval.evaluate import Scores
@@ -25,16 +28,24 @@ if TYPE_CHECKING:
     from reid.training.train import Trained
 
 
-
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def main_command(args: argparse.Namespace) -> None:
-    """Data -> training -> embeddings -> scores -> gallery -> report."""
-    with in_turn():
-        splits = read_data(args)
-    config = read_recipe(args)
-    output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
+    """Data -> training -> embeddings -> scores -> gallery -> report; with --seeds once with each."""
+    if args.seeds and args.weights:
+        raise ReidError("--seeds are of training, and with --weights nothing is trained: leave one of them out")
+    splits, runs = plan(args)
+    for output, config in runs.values():
+        main_job(args, splits, config, output)
+    if args.seeds and first_process():
+        from reid.report.results import MEASURES, read_results
+
+        scores = np.array([np.nanmean(run.values, axis=1) for run in read_results([o for o, _ in runs.values()])])
+        tell_seeds(runs, "percent", dict(zip(MEASURES, (100 * scores).T.tolist())), ".1f")
+
+
+def main_job(args: argparse.Namespace, splits: Splits, config: Config, output: Path) -> None:
     with claimed(output, run_of("training", splits, args, config, weights=args.weights), config) as facts:
         if (output / "metrics.json").exists():
             print(f"finished already, nothing to do: {output}/report.md")
@@ -58,13 +69,71 @@ def main_command(args: argparse.Namespace) -> None:
 
 
 def train_command(args: argparse.Namespace) -> None:
-    """Trains by a recipe and writes OUTPUT/model.safetensors."""
-    with in_turn():
-        splits = read_data(args)
+    """Trains by a recipe and writes OUTPUT/model.safetensors; with --seeds a model of each, OUTPUT/seed-N/..."""
+    (splits, runs), rows = plan(args), []
+    for output, config in runs.values():
+        with claimed(output, run_of("training", splits, args, config), config):
+            trained = train_on(splits, config, output, args)[1]
+            print(f"model: {trained.path}")
+            if first_process():
+                rows.append(summary(trained, config))
+    if args.seeds and first_process():
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        tell_seeds(runs, "minutes of training, loss of the last epoch, percent", columns, ".2f")
+
+
+def summary(trained: Trained, config: Config) -> dict[str, float | None]:
+    """What a training says of itself without the query and gallery: with a holdout the best score on it, percent."""
+    history = trained.history
+    found = {"minutes": trained.seconds / 60, "loss": history[-1]["loss"] if history else None}
+    if config.holdout:
+        best = max(history, key=lambda row: -1.0 if row["mAP"] is None else row["mAP"])  # the checkpoint that is kept
+        found |= {"held-out Rank-1": 100 * best["rank1"], "held-out mAP": 100 * best["mAP"]}
+    return found
+
+
+def plan(args: argparse.Namespace) -> tuple[Splits, dict[int, tuple[Path, Config]]]:
+    """The data, and by its seed the folder and the recipe of each run that is asked for.
+
+    With --seeds the folders are claimed here once, so that one of another recipe is refused before hours are spent on
+    those before it.
+    """
+    from reid.report.results import seed_folder
+
     config = read_recipe(args)
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
-    with claimed(output, run_of("training", splits, args, config), config):
-        print(f"model: {train_on(splits, config, output, args)[1].path}")
+    if not args.seeds:
+        with in_turn():
+            return read_data(args), {config.seed: (output, config)}
+    if any(override.partition("=")[0].strip() == "seed" for override in args.set):
+        raise ReidError("--seeds and --set seed=N both give the seed: leave --set seed=N out")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ReidError(f"--seeds: expected different seeds, got {' '.join(map(str, args.seeds))}: give each once")
+    if (output / "run.json").exists():
+        raise ReidError(f"{output} holds a single run, and with --seeds the runs lie in {output}/seed-N: give another "
+                        "--output")  # fmt: skip
+    runs = {seed: (seed_folder(output, seed), dataclasses.replace(config, seed=seed)) for seed in args.seeds}
+    with in_turn():
+        splits = read_data(args)
+    for folder, recipe in runs.values():
+        with claimed(folder, run_of("training", splits, args, recipe), recipe):
+            pass
+    return splits, runs
+
+
+def tell_seeds(
+    runs: dict[int, tuple[Path, Config]],
+    unit: str,
+    columns: Mapping[str, Sequence[float | None]],
+    form: str,
+) -> None:
+    """Prints the table of all seeds, which OUTPUT/seeds.txt keeps; see `seeds_table`."""
+    from reid.report.compare_tables import seeds_table
+
+    folder = next(iter(runs.values()))[0].parent
+    table = seeds_table(list(runs), columns, form)
+    write_text(folder / "seeds.txt", table + "\n")
+    print(f"\n{folder} ({unit}):\n{table}")
 
 
 def pretrain_command(args: argparse.Namespace) -> None:
@@ -109,7 +178,7 @@ def train_on(splits: Splits, config: Config, output: Path, args: argparse.Namesp
     from reid.training.train import train
 
     with in_turn():
-        splits = check_images(splits, output, args.skip_bad)
+        splits = check_images(splits, output.parent if args.seeds else output, args.skip_bad)  # once for all seeds
     return splits, train(splits.train, config, output, name=splits.name, device=args.device)
 
 
@@ -148,6 +217,7 @@ def build_gallery(folder: Path, embedder: Embedder, weights: Path, samples: list
 def add_main(parser: argparse.ArgumentParser, readers: Readers) -> None:
     add_data(parser, readers, "synthetic")
     add_training(parser)
+    add_seeds(parser)
     parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors; nothing is trained then")
     add_output(parser, "runs/DATASET-BACKBONE")
     add_common(parser)
@@ -156,6 +226,7 @@ def add_main(parser: argparse.ArgumentParser, readers: Readers) -> None:
 def add_train(parser: argparse.ArgumentParser, readers: Readers) -> None:
     add_data(parser, readers, "synthetic")
     add_training(parser)
+    add_seeds(parser)
     add_output(parser, "runs/DATASET-BACKBONE")
     add_common(parser)
 

@@ -19,3 +19,34 @@ def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for line in (header, *rows)
     )
     return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX prints as it is; characters outside ASCII but for ± and − stay, for an engine that reads them."""
+    return "".join(_LATEX.get(c, c) for c in text)
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: str) -> str:
+    """A tabular with the rules of booktabs, each row as long as the header. No newline at the end.
+
+    columns: a letter a column, l, c or r.
+    """
+    lines = [" & ".join(map(latex_text, line)) for line in (header, *rows)]
+    guarded = ["{}" + line if line[:1] in ("[", "*") else line for line in lines]  # \\[ and \\* would be one command
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", guarded[0] + r" \\", r"\midrule",
+         *(line + r" \\" for line in guarded[1:]), r"\bottomrule", r"\end{tabular}"]
+    )  # fmt: skip
+
+
+_LATEX = {
+    **{c: "\\" + c for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+}

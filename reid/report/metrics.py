@@ -33,6 +33,7 @@ class RunFacts:
     weights: str | None = None  # the file given instead of training
     git_revision: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)  # reid.training.config keys
+    trained_on: Mapping[str, Any] | None = None  # the card's "data": name, images, identities, held_out
 
 
 class Further(NamedTuple):
@@ -133,6 +134,7 @@ def metrics(
         "fingerprint": run.fingerprint,
         "git_revision": run.git_revision,
         "recipe": dict(run.recipe),
+        "trained_on": None if run.trained_on is None else dict(run.trained_on),
         "images": {"query": images_digest(splits.query), "gallery": images_digest(splits.gallery)},
         "queries": {
             "pid": [int(sample.pid) for sample in splits.query],
