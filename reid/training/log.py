@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reid.core.types import ReidError
-from reid.training.loop import Training
+
+if TYPE_CHECKING:
+    from reid.training.loop import Training
 
 
 class Term(NamedTuple):
