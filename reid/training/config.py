@@ -294,7 +294,7 @@ def _of_keys(kind: type[Config] | type[PretrainConfig], values: dict[str, Any], 
     keys = [one.name for one in dataclasses.fields(kind)]
     for key in values:
         if key not in keys:
-            near = difflib.get_close_matches(str(key)[:40], keys, n=1)
+            near = difflib.get_close_matches(str(key)[:40], keys, n=1, cutoff=0.75)
             meant = f", did you mean {near[0]}?" if near else ";"
             raise ReidError(f"{source}: unknown key {_shown(key)}{meant} the keys are {', '.join(keys)}")
     return values
