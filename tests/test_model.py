@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import reid
 from reid.core.types import ReidError
 from reid.models import checkpoint
-from reid.models.card import MEAN, STD, make_card
+from reid.models.card import MEAN, STD, make_card, start_note
 from reid.models.model import ReidModel, check_input_size, load_model, save_model
 from reid.training.config import Config, as_dict, from_dict
 from tests.conftest import ROOT
@@ -329,3 +329,11 @@ def test_a_model_starts_from_one_of_the_same_head_only(make_model):
     assert two.fingerprint == one.fingerprint
     with pytest.raises(ReidError, match="the model's head has no branches to choose from"):
         one.with_branches([1])
+
+
+def test_a_run_without_the_weights_that_its_recipe_wants_says_so(tiny):
+    line = "from scratch: the paper's scores are from ImageNet weights"
+    assert start_note(as_dict(tiny(wants_pretrained="true"))) == line
+    assert start_note(as_dict(tiny(wants_pretrained="true", pretrained="w.pth"))) is None
+    assert start_note(as_dict(tiny())) is None
+    assert start_note({}) is None, "a card of version 0.1"

@@ -355,7 +355,8 @@ def test_joined_images_are_taught_only(
 
 
 def test_augmented_on_the_device_a_batch_is_the_same(samples: list[Sample], tmp_path: Path) -> None:
-    run = training._Run(samples, recipe("jitter=0.2", "mixstyle=0.5"), tmp_path, "", World(), torch.device("cpu"), False)
+    config = recipe("jitter=0.2", "mixstyle=0.5")
+    run = training._Run(samples, config, tmp_path, "", World(), torch.device("cpu"), False)
     run.prepare()
     here, labels = run._arrived(run.make_batch(1))
     run.augments_on_device = True
@@ -430,8 +431,8 @@ def test_a_checkpoint_of_0_1_goes_on(samples: list[Sample], whole: Trained, tmp_
     state, text = checkpoint.read(file, "checkpoint")
     state = {name.replace("momentum_buffer.", "momentum.", 1): value for name, value in state.items()}
     old = {new: old for old, new in recipes.RENAMED.items()}
-    added = ("wants_pretrained", "head", "global_softmax", "last_stride", "schedule", "milestones", "gamma", "optimizer",
-             "center_update")  # fmt: skip
+    added = ("wants_pretrained", "head", "global_softmax", "last_stride", "schedule", "milestones", "gamma",
+             "optimizer", "center_update")  # fmt: skip
     values = {old.get(key, key): value for key, value in text["run"]["recipe"].items() if key not in added}
     values["triplet_after"] = values["triplet_after"] == "after"
     checkpoint.write(file, "checkpoint", state, text | {"run": text["run"] | {"recipe": values}})
