@@ -99,7 +99,7 @@ class MGN(nn.Module):
 
     @property
     def rows(self) -> int:
-        """Rows that the lowest map has to have."""
+        """Rows that the map of the most stripes has to have."""
         return max(branch.parts for branch in self.table)
 
     @torch.no_grad()

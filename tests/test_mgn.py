@@ -199,10 +199,7 @@ def test_unreduced_the_global_features_are_classified_before_the_reduction():
     whole, stripe = list(head.classifier_unreduced), list(head.classifier)
     assert (len(whole), len(stripe)) == (3, 5)
     for i, name in enumerate(head.names):
-        if name.endswith("global"):
-            expected = pooled[:, i] @ whole.pop(0).T
-        else:
-            expected = heads.after[:, i] @ stripe.pop(0).T
+        expected = pooled[:, i] @ whole.pop(0).T if name.endswith("global") else heads.after[:, i] @ stripe.pop(0).T
         torch.testing.assert_close(heads.logits[:, i], expected, msg=name)
     heads = head.train()(torch.randn(6, 3, 96, 32))
     (heads.logits.square().mean() + heads.before[:, head.global_features].square().mean()).backward()

@@ -31,9 +31,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def main_command(args: argparse.Namespace) -> None:
     """Data -> training -> embeddings -> scores -> gallery -> report."""
+    config = read_recipe(args)  # first: its faults are told at once, a large data set takes a while
     with in_turn():
         splits = read_data(args)
-    config = read_recipe(args)
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
     with claimed(output, run_of("training", splits, args, config, weights=args.weights), config) as facts:
         if (output / "metrics.json").exists():
@@ -59,9 +59,9 @@ def main_command(args: argparse.Namespace) -> None:
 
 def train_command(args: argparse.Namespace) -> None:
     """Trains by a recipe and writes OUTPUT/model.safetensors."""
+    config = read_recipe(args)
     with in_turn():
         splits = read_data(args)
-    config = read_recipe(args)
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
     with claimed(output, run_of("training", splits, args, config), config):
         print(f"model: {train_on(splits, config, output, args)[1].path}")

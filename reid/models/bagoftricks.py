@@ -1,8 +1,8 @@
 """BagOfTricks' head: one feature of the whole map, as wide as the backbone's last map, and the batch norm neck.
 
 Source: Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person Re-identification", CVPRW 2019, figure 2. There
-the pool is the average and the last stride 1. The triplet and center losses stand before the neck, the softmax after it;
-what comes after it is compared at test time.
+the pool is the average and the last stride 1. The triplet and center losses stand before the neck, the softmax after
+it; what comes after it is compared at test time.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Head(Protocol):
 
     names: list[str]  # of the F features
     dim: int  # D
-    rows: int  # that the lowest of its maps has to have
+    rows: int  # that the highest of its maps has to have
     trunk: nn.Sequential  # images -> the map that the branches share
     branches: nn.ModuleList  # that map -> a map (B, C, h, w) each
 

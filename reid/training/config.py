@@ -5,8 +5,8 @@ config = load("configs/synthetic.yaml", ["epochs=5", "backbone=osnet_x0_25"])
 config = load("configs/imagenet.yaml", ["backbone=scgnet_l"], kind=PretrainConfig)
 
 The defaults are the SCGNet paper's recipe (section IV-E: input, SGD, schedule), MGN's head and losses, and where those
-are silent BagOfTricks (Luo et al. 2019). A key that is added here gets as its default what the program did before it, so
-that the recipes of saved models, checkpoints and runs stay what they were.
+are silent BagOfTricks (Luo et al. 2019). A key that is added here gets as its default what the program did before it,
+so that the recipes of saved models, checkpoints and runs stay what they were.
 """
 
 from __future__ import annotations

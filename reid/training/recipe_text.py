@@ -50,7 +50,7 @@ _Loader.yaml_implicit_resolvers = {
 def parse(text: str) -> Any:
     """The value of a YAML text. ReidError, one short line, where it is none that a recipe could hold."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a safe loader)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ReidError(reason if len(reason) <= 200 else reason[:200] + " ...") from None

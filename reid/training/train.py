@@ -2,7 +2,8 @@
 
     train(splits.train, config, Path("runs/market1501"))
 
-Started by torchrun, several processes share each batch. What a run is made of is here, how it runs in `reid.training.loop`.
+Started by torchrun, several processes share each batch. What a run is made of is here, how it runs in
+`reid.training.loop`.
 """
 
 from __future__ import annotations
