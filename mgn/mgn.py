@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgn.readout import Readout
+
 
 class Branch(NamedTuple):
     """One branch: a feature of its whole map and, where parts > 1, one of each horizontal stripe."""
@@ -44,6 +46,9 @@ class MGN(nn.Module):
     pool: "max" (the paper's), "avg" or "gem" (generalised mean, a learnt power a branch).
     neck: "bnneck" (batch norm without learnt bias; the triplet stands before it) or "relu" (the original's reduction:
     batch norm and ReLU, and the same feature for every use).
+    global_softmax: what the classifiers of the global features see: "reduced", as those of the stripes, or
+    "unreduced", the pooled channels (the original's, with its neck "relu").
+    Parameters of classifiers, and no others, are named `classifier...`.
     """
 
     def __init__(
@@ -57,13 +62,17 @@ class MGN(nn.Module):
         dim: int = 256,
         pool: str = "max",
         neck: str = "bnneck",
+        global_softmax: str = "reduced",
     ) -> None:
         super().__init__()
         if pool not in ("max", "avg", "gem"):
             raise ValueError(f"pool must be 'max', 'avg' or 'gem', not {pool!r}")
         if neck not in ("bnneck", "relu"):
             raise ValueError(f"neck must be 'bnneck' or 'relu', not {neck!r}")
-        self.table = tuple(branches)
+        if global_softmax not in ("reduced", "unreduced"):
+            raise ValueError(f"global_softmax must be 'reduced' or 'unreduced', not {global_softmax!r}")
+        self.table = tuple(Branch(*branch) for branch in branches)
+        self.dim = dim
         self.pool, self.relu_neck = pool, neck == "relu"
         self.trunk = trunk
         self.branches = nn.ModuleList(make_branch(branch.last_stride) for branch in self.table)
@@ -75,15 +84,23 @@ class MGN(nn.Module):
         self.reduction = nn.Parameter(torch.empty(features, dim, channels))
         self.neck = nn.BatchNorm1d(features * dim)
         self.neck.bias.requires_grad_(self.relu_neck)
-        self.classifier = nn.Parameter(torch.empty(features, num_classes, dim)) if num_classes else None
+        self.reduced = list(range(features))  # the features whose classifier sees them reduced
+        if global_softmax == "unreduced":
+            self.reduced = [i for i in self.reduced if i not in self.global_features]
+        self.unreduced = [i for i in range(features) if i not in self.reduced]
         nn.init.normal_(self.reduction, 0.0, (2.0 / channels) ** 0.5)
-        if self.classifier is not None:
-            nn.init.normal_(self.classifier, 0.0, 0.001)
+        self.classifier = _classifiers(len(self.reduced), num_classes, dim)
+        self.classifier_unreduced = _classifiers(len(self.unreduced), num_classes, channels)
 
     @property
     def global_features(self) -> list[int]:
         """Positions, among the F features, of those of a whole map: the ones that the triplet loss compares."""
         return [i for i, name in enumerate(self.names) if name.endswith("global")]
+
+    @property
+    def rows(self) -> int:
+        """Rows that the map of the most stripes has to have."""
+        return max(branch.parts for branch in self.table)
 
     @torch.no_grad()
     def start_from(self, other: MGN) -> None:
@@ -146,12 +163,36 @@ class MGN(nn.Module):
 
     def forward(self, images: Tensor) -> Heads:
         """(B, 3, H, W) normalised pixels -> Heads, in training and in evaluation alike."""
-        before, after = self.features(images)
-        if self.classifier is None:
-            return Heads(before, after, None)
-        with torch.autocast(after.device.type, enabled=False):
-            return Heads(before, after, torch.einsum("bfd,fnd->bfn", after, self.classifier))
+        pooled = self.pooled(images).float()
+        with torch.autocast(pooled.device.type, enabled=False):
+            before, after = self._reduce(pooled)
+            return Heads(before, after, self._classify(pooled, after))
+
+    def _classify(self, pooled: Tensor, after: Tensor) -> Tensor | None:
+        """(B, F, channels), (B, F, D) -> (B, F, num_classes)."""
+        if self.classifier is None and self.classifier_unreduced is None:
+            return None
+        if self.classifier_unreduced is None:
+            return torch.einsum("bfd,fnd->bfn", after, self.classifier)
+        whole = torch.einsum("bfc,fnc->bfn", pooled[:, self.unreduced], self.classifier_unreduced)
+        if self.classifier is None:  # no stripes
+            return whole
+        stripes = torch.einsum("bfd,fnd->bfn", after[:, self.reduced], self.classifier)
+        logits = dict(zip(self.unreduced, whole.unbind(1))) | dict(zip(self.reduced, stripes.unbind(1)))
+        return torch.stack([logits[i] for i in range(len(self.names))], dim=1)
+
+    def readout(self, rows: Sequence[int]) -> Readout:
+        """What follows the branches in `embed`, for maps of so many rows: the maps -> (B, F * D)."""
+        powers = [None] * len(self.table) if self.power is None else self.power.tolist()
+        windows = [(branch.parts, *of_map) for branch, of_map in zip(self.table, zip(rows, powers), strict=True)]
+        return Readout(windows, self.pool, self.reduction, self.neck, self.relu_neck)
 
 
 def _names(parts: int) -> list[str]:
     return [f"b{parts}-global"] + ([f"b{parts}-part{i + 1}" for i in range(parts)] if parts > 1 else [])
+
+
+def _classifiers(features: int, num_classes: int, dim: int) -> nn.Parameter | None:
+    if not features or not num_classes:
+        return None
+    return nn.Parameter(nn.init.normal_(torch.empty(features, num_classes, dim), 0.0, 0.001))

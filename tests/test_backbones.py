@@ -12,12 +12,13 @@ import torchvision.models as tv
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import mgn
 import scgnet
 from reid.core.types import ReidError
-from reid.models import backbones
+from reid.models import backbones, heads
 from reid.models.backbones import BACKBONES, Source
 from reid.models.card import make_card
+from reid.models.efficientnet_lite import EfficientNetLite0
+from reid.models.heads import HEADS
 from reid.models.model import ReidModel, multiply_adds
 from reid.models.pretrained import read_pretrained
 from reid.models.torchreid import osnet
@@ -38,6 +39,9 @@ def originals(name: str) -> tuple[nn.Module, nn.Module]:
     if name.startswith("osnet"):
         net = osnet(name)
         return net, nn.Sequential(net.conv1, net.maxpool, net.conv2, net.conv3, net.conv4, net.conv5)
+    if name == "efficientnet_lite0":
+        net = EfficientNetLite0()
+        return net, nn.Sequential(net.stem, net.blocks, net.last)
     net = getattr(tv, name)(weights=None)
     if name == "mobilenet_v2":
         return net, net.features
@@ -104,32 +108,84 @@ def test_the_whole_network_classifies_in_both_modes_and_its_tensors_start_the_cu
     assert left_out and all(key.partition(".")[0] in ("classifier", "fc") for key in left_out)
 
 
+@pytest.mark.parametrize("head_name", HEADS)
 @pytest.mark.parametrize("name", BACKBONES)
-def test_the_head_fits_every_backbone(name):
+def test_every_head_fits_every_backbone(name, head_name):
+    """The contract of `heads.Head`: shapes, what the names say, and maps that the readout turns into the embedding."""
     source = Source(name)
-    head = mgn.MGN(source.trunk(), source.make_branch, source.backbone.channels, 10).eval()
+    head = heads.make(head_name, source, 10, {"dim": 16})
+    settle(head.eval())
+    x = torch.randn(2, 3, 64, 32)
+    count = len(head.names)
     with torch.inference_mode():
-        heads = head(torch.randn(1, 3, 256, 128))
-    assert heads.before.shape == heads.after.shape == (1, 8, 256)
-    assert heads.logits.shape == (1, 8, 10)
-    assert heads.logits.isfinite().all()
+        out, (before, after) = head(x), head.features(x)
+        maps = [branch(head.trunk(x)) for branch in head.branches]
+        read = head.readout([y.shape[2] for y in maps])(maps)
+    assert out.before.shape == out.after.shape == (2, count, head.dim)
+    assert out.logits.shape == (2, count, 10)
+    assert all(tensor.isfinite().all() and tensor.std() > 0 for tensor in out)
+    assert torch.equal(before, out.before) and torch.equal(after, out.after)
+    assert {y.shape[1] for y in maps} == {source.backbone.channels}
+    assert max(y.shape[2] for y in maps) >= head.rows
+    scale = after.abs().max().item()
+    torch.testing.assert_close(read, after.flatten(1), atol=1e-4 * scale, rtol=1e-4)
+    assert head.global_features and set(head.global_features) <= set(range(count))
+    bare = heads.make(head_name, Source(name), 0, {"dim": 16}).eval()
+    bare.start_from(head)
+    state = head.state_dict()
+    assert {key for key in state if key not in bare.state_dict()} == {key for key in state if heads.is_classifier(key)}
+    with torch.inference_mode():
+        assert bare(x).logits is None
+        assert torch.equal(bare.features(x)[1], after)
 
 
+@pytest.mark.parametrize("head_name", HEADS)
 @pytest.mark.parametrize("name", BACKBONES)
-def test_gradients_reach_every_parameter(name):
+def test_gradients_reach_every_parameter(name, head_name):
     """In one of a few initialisations: the gates of OSNet x0.25 have a single hidden ReLU, which may be born dead."""
-    source, dead = Source(name), {"all"}
+    dead = {"all"}
     for seed in range(8):
         torch.manual_seed(seed)
-        branches = [mgn.Branch(2, 1)]
-        head = mgn.MGN(source.trunk(), source.make_branch, source.backbone.channels, 2, branches=branches, dim=4)
-        heads = head(torch.randn(4, 3, 64, 64))
-        (heads.logits.square().sum() + heads.before.square().sum()).backward()
+        head = heads.make(head_name, Source(name), 2, {"branches": [[2, 1]], "dim": 4})
+        out = head(torch.randn(4, 3, 64, 64))
+        (out.logits.square().sum() + out.before.square().sum()).backward()
         still = {n for n, p in head.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
         dead = still if seed == 0 else dead & still
         if not dead:
             return
     assert not dead
+
+
+def test_bagoftricks_feature_is_the_mean_of_a_map_twice_as_high():
+    source = Source("scgnet_s")
+    head = heads.make("bagoftricks", source, 3, {"pool": "avg", "last_stride": 1})
+    settle(head.eval())
+    x = torch.randn(2, 3, 256, 128)
+    with torch.inference_mode():
+        (feature_map,) = (branch(head.trunk(x)) for branch in head.branches)
+        out = head(x)
+        mean = feature_map.double().mean((2, 3))
+        norm = head.neck
+        after = (mean - norm.running_mean) / (norm.running_var + norm.eps).double().sqrt() * norm.weight
+        logits = out.after[:, 0] @ head.classifier.weight.T
+    assert feature_map.shape == (2, 1024, 16, 8)
+    assert not norm.bias.any() and not norm.bias.requires_grad
+    torch.testing.assert_close(out.before[:, 0].double(), mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(out.after[:, 0].double(), after, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out.logits[:, 0], logits)
+
+
+def test_an_unknown_head_lists_the_valid_ones():
+    with pytest.raises(ReidError, match="unknown head 'legs'; choose one of mgn, bagoftricks"):
+        heads.get("legs")
+
+
+def test_a_head_of_ones_own_is_a_file_and_a_line(monkeypatch, tiny):
+    """Here a module that is there already, under another name, and with none of MGN's options but one."""
+    monkeypatch.setitem(heads.HEADS, "mine", heads.Entry("mgn", "MGN", ("branches",)))
+    model = ReidModel(make_card(as_dict(tiny(head="mine", dim=256)), 3))
+    assert model.card["architecture"] == {"backbone": "scgnet_s", "head": "mine", "branches": [[1, 2], [2, 1]]}
+    assert model.dimension == 4 * 256
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mgn import Heads
+from reid.models.heads import Heads
 from reid.training import schedule
 from reid.training.losses import (
     CenterLoss,
@@ -21,7 +21,7 @@ from reid.training.losses import (
     distillation_losses,
     softmax_losses,
 )
-from reid.training.schedule import lr_at
+from reid.training.schedule import lr_at, lr_in_steps
 
 LABELS = torch.tensor([3, 3, 1, 1, 0, 0, 3, 1])
 
@@ -184,18 +184,64 @@ def test_contrast_is_each_positive_against_every_negative():
 
 def test_the_triplet_can_compare_unit_features_after_the_neck():
     heads = batch()
-    _, terms = loss_of(triplet=1.0, triplet_after=True)(heads, LABELS)
+    _, terms = loss_of(triplet=1.0, triplet_on="after")(heads, LABELS)
     unit = F.normalize(heads.after[:, [0, 2]], dim=2)
     torch.testing.assert_close(terms["triplet"], batch_hard_triplet(unit, LABELS, 0.3))
 
 
-def test_center_is_half_the_squared_distance_and_centres_follow():
+def test_center_is_bagoftricks_sum_over_all_pairs():
+    """As its authors' code has it: the table of all distances from the batch to the centres, by a double loop, masked
+    by the labels, clamped, divided by the batch."""
     loss, x = CenterLoss(4, 3, 5), batch().before.detach()
+    assert loss.centers.std() == pytest.approx(1, abs=0.3), "from a normal distribution"
+    losses = loss(x, LABELS)
+    for i in range(3):
+        total = 0.0
+        for b in range(8):
+            for pid in range(4):
+                squared = float(((x[b, i].double() - loss.centers[pid, i].double()) ** 2).sum())
+                total += min(max(squared * (int(LABELS[b]) == pid), 1e-12), 1e12)
+        assert losses[i].item() == pytest.approx(total / 8, rel=1e-5)
+    loss.centers += 1e8
+    assert loss(x, LABELS).tolist() == pytest.approx([1e12] * 3)
+
+
+def test_centres_follow_as_in_bagoftricks():
+    """Their update: the gradient of the weighted loss, times 1 / weight, by an SGD of rate 0.5."""
+    loss, x = CenterLoss(4, 3, 5), batch().before.detach()
+    centers = torch.nn.Parameter(loss.centers.clone())
+    optimizer = torch.optim.SGD([centers], lr=0.5)
+    (0.0005 * (x - centers[LABELS]).square().sum() / len(LABELS)).backward()
+    centers.grad *= 1 / 0.0005
+    optimizer.step()
+    loss.follow(x, LABELS)
+    torch.testing.assert_close(loss.centers, centers.detach())
+
+
+def test_a_centre_moves_a_sixteenth_of_the_gap_for_4_of_64_images():
+    labels, x = torch.arange(16).repeat_interleave(4), torch.ones(64, 1, 2)
+    for update, moved in (("bagoftricks", 0.0625), ("wen", 0.4)):
+        loss = CenterLoss(16, 1, 2, update)
+        loss.centers.zero_()
+        loss.follow(x, labels)
+        torch.testing.assert_close(loss.centers, torch.full((16, 1, 2), moved))
+
+
+def test_wens_center_is_half_the_squared_distance_and_centres_follow_his_equation_4():
+    loss, x = CenterLoss(4, 3, 5, "wen"), batch().before.detach()
     torch.testing.assert_close(loss(x, LABELS), x.square().sum(2).mean(0) / 2)
     loss.follow(x, LABELS)
     for pid in range(4):
         own = x[pid == LABELS]
         torch.testing.assert_close(loss.centers[pid], 0.5 * own.sum(0) / (1 + len(own)))
+
+
+def test_a_recipes_center_update_reaches_the_loss():
+    heads = batch()
+    _, terms = loss_of(center=0.1, center_update="wen")(heads, LABELS)
+    torch.testing.assert_close(terms["center"], heads.before[:, [0, 2]].square().sum(2).mean(0) / 2)
+    with pytest.raises(ValueError, match="update must be 'bagoftricks' or 'wen', not 'mine'"):
+        CenterLoss(4, 3, 5, "mine")
 
 
 def test_distillation_is_one_minus_the_cosine():
@@ -225,6 +271,17 @@ def test_the_rate_warms_up_and_falls_as_a_cosine():
     assert (steps[:100] > 0).all()
     assert (steps[100:] < 0).all()
     assert np.abs(steps).max() < 0.1 / 100, "no jump"
+
+
+def test_bagoftricks_rates():
+    """Of 120 epochs, 10 steps each: up to 3.5e-4 in 10 epochs, a tenth from 40 on, a hundredth from 70 on."""
+    rates = [
+        lr_in_steps(step, warmup=100, start=3.5e-5, peak=3.5e-4, milestones=[400, 700], gamma=0.1)
+        for step in range(1200)
+    ]
+    assert rates[:100] == pytest.approx(np.linspace(3.5e-5, 3.5e-4, 101)[:100].tolist())
+    for first, end, rate in ((100, 400, 3.5e-4), (400, 700, 3.5e-5), (700, 1200, 3.5e-6)):
+        assert rates[first:end] == pytest.approx([rate] * (end - first))
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (5, 5), (5, 20)])

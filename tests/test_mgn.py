@@ -166,7 +166,7 @@ def test_under_autocast_features_and_logits_stay_float32():
     )
 
 
-@pytest.mark.parametrize("options", [{"pool": "median"}, {"neck": "none"}])
+@pytest.mark.parametrize("options", [{"pool": "median"}, {"neck": "none"}, {"global_softmax": "half"}])
 def test_unknown_options_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         make_head(**options)
@@ -187,3 +187,37 @@ def test_a_head_starts_from_another_with_more_branches(pool):
     assert fewer.names == [*NAMES[4:], NAMES[0]]
     for mine, theirs in zip(fewer.features(x), whole.features(x), strict=True):
         torch.testing.assert_close(mine, theirs[:, rows])
+
+
+def test_unreduced_the_global_features_are_classified_before_the_reduction():
+    """Each feature's logits by hand: of a whole map from the pooled channels, of a stripe from its reduced values."""
+    head = make_head(neck="relu", global_softmax="unreduced").eval()
+    settle(head)
+    images = torch.randn(2, 3, 96, 32)
+    heads, pooled = head(images), head.pooled(images)
+    assert heads.logits.shape == (2, 8, 5)
+    whole, stripe = list(head.classifier_unreduced), list(head.classifier)
+    assert (len(whole), len(stripe)) == (3, 5)
+    for i, name in enumerate(head.names):
+        expected = pooled[:, i] @ whole.pop(0).T if name.endswith("global") else heads.after[:, i] @ stripe.pop(0).T
+        torch.testing.assert_close(heads.logits[:, i], expected, msg=name)
+    heads = head.train()(torch.randn(6, 3, 96, 32))
+    (heads.logits.square().mean() + heads.before[:, head.global_features].square().mean()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in head.parameters())
+
+
+def test_unreduced_a_head_of_whole_maps_alone_has_logits():
+    head = make_head(neck="relu", global_softmax="unreduced", branches=[mgn.Branch(1, 2)]).eval()
+    images = torch.randn(2, 3, 96, 32)
+    torch.testing.assert_close(head(images).logits[:, 0], head.pooled(images)[:, 0] @ head.classifier_unreduced[0].T)
+
+
+@pytest.mark.parametrize("options", [{}, {"pool": "avg"}, {"pool": "gem"}, {"neck": "relu"}])
+def test_the_readout_of_its_maps_is_its_embedding(options):
+    head = make_head(**options).eval()
+    settle(head)
+    images = torch.randn(2, 3, 112, 48)
+    with torch.inference_mode():
+        maps = [branch(head.trunk(images)) for branch in head.branches]
+        found = head.readout([x.shape[2] for x in maps])(maps)
+        torch.testing.assert_close(found, head.embed(images), atol=1e-4, rtol=1e-4)

@@ -15,9 +15,13 @@ from safetensors.torch import load_file, save_file
 import reid
 from reid.core.types import ReidError
 from reid.models import checkpoint
-from reid.models.card import MEAN, STD, make_card
+from reid.models.card import MEAN, STD, make_card, start_note
 from reid.models.model import ReidModel, check_input_size, load_model, save_model
-from reid.training.config import as_dict
+from reid.training.config import Config, as_dict, from_dict
+from tests.conftest import ROOT
+
+# what is not its own has to be at its default
+BAGOFTRICKS = {"head": "bagoftricks", "branches": [[1, 2], [2, 1], [3, 1]], "dim": 256, "pool": "avg"}
 
 
 @pytest.fixture
@@ -35,8 +39,10 @@ def embed():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"neck": "relu", "pool": "gem"}, {"branches": "[[3, 1]]", "dim": 5}, {"backbone": "osnet_x0_25"}]
-)
+    "changes",
+    [{}, {"neck": "relu", "pool": "gem"}, {"branches": "[[3, 1]]", "dim": 5}, {"backbone": "osnet_x0_25"},
+     BAGOFTRICKS, {"neck": "relu", "global_softmax": "unreduced"}],
+)  # fmt: skip
 def test_a_saved_model_is_the_same_model(tmp_path, make_model, pixels, embed, changes):
     model = make_model(**changes)
     model.card["scores"] = {"rank1": 0.5, "where": "Köln"}
@@ -60,8 +66,9 @@ def test_channels_last_and_saving_twice_change_nothing(tmp_path, make_model):
     assert load_model(tmp_path / "b.safetensors").fingerprint == fingerprint
 
 
-def test_without_its_classifier_it_embeds_the_same(tmp_path, make_model, pixels, embed):
-    model = make_model()
+@pytest.mark.parametrize("changes", [{}, BAGOFTRICKS, {"neck": "relu", "global_softmax": "unreduced"}])
+def test_without_its_classifier_it_embeds_the_same(tmp_path, make_model, pixels, embed, changes):
+    model = make_model(**changes)
     save_model(model, tmp_path / "bare.safetensors", classifier=False)
     bare = load_model(tmp_path / "bare.safetensors")
     assert bare.card["num_classes"] == 0
@@ -181,6 +188,7 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path, make_model, make, mes
         (lambda card: card["architecture"].update(dim=9), "of another architecture"),
         (lambda card: card["architecture"].update(backbone="osnet_x0_25"), "of another architecture"),
         (lambda card: card["architecture"].update(backbone="vgg"), "unknown backbone 'vgg'"),
+        (lambda card: card["architecture"].update(head="legs"), "unknown head 'legs'; choose one of mgn, bagoftricks"),
         (lambda card: card.pop("architecture"), "of another architecture"),
         (lambda card: card.pop("input_size"), "of another architecture"),
         (lambda card: card.update(mean=[0.5]), "of another architecture"),
@@ -243,7 +251,11 @@ def test_an_interruption_while_saving_leaves_the_old_file(tmp_path, make_model, 
 def test_the_card_names_the_recipe(tiny):
     card = make_card(as_dict(tiny(dim=8)), 5)
     assert card["architecture"] == {
-        "backbone": "scgnet_s", "branches": [[1, 2], [2, 1]], "dim": 8, "pool": "max", "neck": "bnneck",
+        "backbone": "scgnet_s", "head": "mgn", "branches": [[1, 2], [2, 1]], "dim": 8, "pool": "max", "neck": "bnneck",
+        "global_softmax": "reduced",
+    }  # fmt: skip
+    assert make_card(as_dict(tiny(**BAGOFTRICKS)), 5)["architecture"] == {
+        "backbone": "scgnet_s", "head": "bagoftricks", "pool": "avg", "last_stride": 1,
     }  # fmt: skip
     assert card["input_size"] == [64, 32]
     assert card["recipe"]["dim"] == 8
@@ -277,3 +289,51 @@ def test_weights_that_are_not_finite_are_not_written(make_model, tmp_path):
     with pytest.raises(ReidError, match="head.neck.running_var holds values that are not finite: the training ran"):
         save_model(model, tmp_path / "nan.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["large.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint", "values"),
+    [
+        ("scgnet_s", "5b9444d485280e22",
+         [0.0124544, -0.0159448, 0.0089863, 0.0144284, -0.0367417, 0.0509951, -0.0063766, -0.0177079]),
+        ("mobilenet_v2", "7e7c407c35e0b681",
+         [0.0152717, -0.0538174, 0.0085226, -0.0487204, -0.0407709, -0.0084948, -0.0303457, -0.0174772]),
+    ],
+)  # fmt: skip
+def test_a_model_of_0_1_embeds_as_it_did_then(name, fingerprint, values):
+    """Its card names no head, its recipe has that version's keys; values are every 160th of what 0.1 gave."""
+    model = load_model(ROOT / "weights" / f"{name}.safetensors")
+    assert model.fingerprint == fingerprint, "galleries and exported files of that version name it"
+    height, width = model.input_size
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    pixels = torch.stack([(x * k + y * (8 - k)) % 256 for k in (1, 3, 5)]).to(torch.uint8)[None]
+    with torch.inference_mode():
+        found = torch.nn.functional.normalize(model.embed(pixels), dim=1)[0]
+    np.testing.assert_allclose(found[::160].numpy(), values, atol=1e-6, rtol=0)
+    recipe = from_dict(Config, model.card["recipe"], name)
+    assert (recipe.cached_epochs, recipe.triplet_on) == (model.card["recipe"]["views"], "after")
+    again = ReidModel(make_card(as_dict(recipe), 0))
+    again.start_from(model, name)
+    with torch.inference_mode():
+        torch.testing.assert_close(again.eval().embed(pixels), model.embed(pixels))
+
+
+def test_a_model_starts_from_one_of_the_same_head_only(make_model):
+    with pytest.raises(ReidError, match=r"other is a model of another architecture \(head mgn there, bagoftricks here"):
+        make_model(**BAGOFTRICKS).start_from(make_model(), "other")
+    fewer = make_model(branches="[[2, 1]]")
+    with pytest.raises(ReidError, match=r"branches \[\[2, 1\]\] there, \[\[1, 2\], \[2, 1\]\] here"):
+        make_model().start_from(fewer, "other")
+    one, two = make_model(**BAGOFTRICKS, seed=1), make_model(**BAGOFTRICKS, seed=2)
+    two.start_from(one, "other")
+    assert two.fingerprint == one.fingerprint
+    with pytest.raises(ReidError, match="the model's head has no branches to choose from"):
+        one.with_branches([1])
+
+
+def test_a_run_without_the_weights_that_its_recipe_wants_says_so(tiny):
+    line = "from scratch: the paper's scores are from ImageNet weights"
+    assert start_note(as_dict(tiny(wants_pretrained="true"))) == line
+    assert start_note(as_dict(tiny(wants_pretrained="true", pretrained="w.pth"))) is None
+    assert start_note(as_dict(tiny())) is None
+    assert start_note({}) is None, "a card of version 0.1"

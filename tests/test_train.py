@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from reid.core.types import ReidError, Sample
+from reid.models import checkpoint
 from reid.models.model import load_model
 from reid.training import config as recipes
 from reid.training import train as training
@@ -144,15 +145,15 @@ def test_a_checkpoint_of_another_recipe_or_of_other_images_is_refused(samples: l
         train(samples, recipe("lr=0.01"), tmp_path, progress=False)
     with pytest.raises(ReidError, match="other images"):
         train(samples[:-1], recipe(), tmp_path, progress=False)
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ReidError, match="damaged"):
         train(samples, recipe(), tmp_path, progress=False)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_head(samples: list[Sample], tmp_path: Path) -> None:
     with pytest.raises(ReidError, match=r"the (softmax|triplet) loss of b\d-\w+ is (nan|inf) at step \d+"):
-        train(samples, recipe("lr=1e30", "lr_start=1e30", "epochs=20"), tmp_path, progress=False)
+        train(samples, recipe("lr=1e6", "lr_start=1e6", "epochs=20"), tmp_path, progress=False)
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -302,11 +303,11 @@ def test_a_teacher_sees_the_same_crop_at_its_own_size(samples: list[Sample], tmp
 def test_a_batch_that_comes_again_is_taught_once(
     samples: list[Sample], short: Trained, whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The teacher sees `views` epochs of four steps; what it said of them is as good as asking again, also resumed."""
+    """The teacher sees `cached_epochs` of four steps; what it said of them is as good as asking again, also resumed."""
     teacher = tmp_path / "teacher.safetensors"
     teacher.write_bytes(short.path.read_bytes())
     words = (f"teacher={teacher}", "distill=5.0", "epochs=4", "seed=1")
-    config = recipe(*words, "views=2")
+    config = recipe(*words, "cached_epochs=2")
     run = training._Run(samples, config, tmp_path / "whole", "", World(), torch.device("cpu"), False)
     run.prepare()
     assert run.teacher is not None
@@ -333,7 +334,7 @@ def test_joined_images_are_taught_only(
     samples: list[Sample], short: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every other step; what an epoch's row tells of labels is the mean over the others."""
-    config = recipe(f"teacher={short.path}", "distill=5.0", "epochs=1", "joined=0.5")
+    config = recipe(f"teacher={short.path}", "distill=5.0", "epochs=1", "cutmix=0.5")
     run = training._Run(samples, config, tmp_path / "joined", "", World(), torch.device("cpu"), False)
     seen = []
     losses = training._Run.losses
@@ -349,12 +350,13 @@ def test_joined_images_are_taught_only(
     assert all(step["distill"][1] for step in seen)
     for name, steps in (("softmax", seen[::2]), ("distill", seen)):
         assert row["losses"][name] == pytest.approx(np.mean([step[name][0] for step in steps]), rel=1e-5)
-    with pytest.raises(ReidError, match="joined must be 0 without a teacher"):
-        recipe("joined=0.5")
+    with pytest.raises(ReidError, match="cutmix must be 0 without a teacher"):
+        recipe("cutmix=0.5")
 
 
 def test_augmented_on_the_device_a_batch_is_the_same(samples: list[Sample], tmp_path: Path) -> None:
-    run = training._Run(samples, recipe("jitter=0.2", "restyle=0.5"), tmp_path, "", World(), torch.device("cpu"), False)
+    config = recipe("jitter=0.2", "mixstyle=0.5")
+    run = training._Run(samples, config, tmp_path, "", World(), torch.device("cpu"), False)
     run.prepare()
     here, labels = run._arrived(run.make_batch(1))
     run.augments_on_device = True
@@ -369,14 +371,14 @@ def test_augmented_on_the_device_a_batch_is_the_same(samples: list[Sample], tmp_
 
 
 def test_frozen_parts_keep_weights_and_statistics(samples: list[Sample], short: Trained, tmp_path: Path) -> None:
-    config = recipe("frozen=2", f"pretrained={short.path}", "seed=1")
+    config = recipe("freeze=2", f"pretrained={short.path}", "seed=1")
     before, after = weights(short.path), weights(train(samples, config, tmp_path / "run", progress=False).path)
     frozen = [name for name in before if name.startswith(("head.trunk.0.", "head.trunk.1."))]
     assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
     moved = [name for name in before if name.startswith("head.trunk.2.") and before[name].is_floating_point()]
     assert moved and not any(torch.equal(before[name], after[name]) for name in moved)
-    with pytest.raises(ReidError, match="frozen=4: the trunk of scgnet_s has 3 parts"):
-        train(samples, recipe("frozen=4"), tmp_path / "more", progress=False)
+    with pytest.raises(ReidError, match="freeze=4: the trunk of scgnet_s has 3 parts"):
+        train(samples, recipe("freeze=4"), tmp_path / "more", progress=False)
 
 
 def test_the_model_is_the_mean_of_the_last_weights(samples: list[Sample], tmp_path: Path) -> None:
@@ -399,3 +401,39 @@ def test_the_model_is_the_mean_of_the_last_weights(samples: list[Sample], tmp_pa
     with pytest.raises(Interrupted):
         train(samples, config, tmp_path / "parts", progress=False, stop_after=6)
     assert_same(whole, weights(train(samples, config, tmp_path / "parts", progress=False).path))
+
+
+BAGOFTRICKS = ("head=bagoftricks", "branches=[[1, 2], [2, 1], [3, 1]]", "dim=256", "optimizer=adam", "nesterov=false",
+               "schedule=steps", "milestones=[1]", "lr=0.001", "lr_start=0.0001", "center=0.0005")  # fmt: skip
+
+
+def test_bagoftricks_resumes_bit_for_bit_and_steps_down(samples: list[Sample], tmp_path: Path) -> None:
+    """Adam's moments and count, and the centres, are in a checkpoint."""
+    config = recipe(*BAGOFTRICKS, "warmup_epochs=0.5")
+    whole = train(samples, config, tmp_path / "whole", progress=False)
+    for stop in (1, 5):
+        with pytest.raises(Interrupted):
+            train(samples, config, tmp_path / "parts", progress=False, stop_after=stop)
+    assert_same(weights(whole.path), weights(train(samples, config, tmp_path / "parts", progress=False).path))
+    assert [row["lr"] for row in whole.history] == pytest.approx([0.001, 0.0001])
+    assert set(whole.history[0]["losses"]) == {"softmax", "triplet", "center"}
+    run = training._Run(samples, config, tmp_path / "rates", "", World(), torch.device("cpu"), False)
+    run.prepare()
+    assert isinstance(run.optimizer, torch.optim.Adam)
+    assert [run.rate(step) for step in (0, 1, 2, 3, 4, 7)] == pytest.approx([1e-4, 5.5e-4, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
+def test_a_checkpoint_of_0_1_goes_on(samples: list[Sample], whole: Trained, tmp_path: Path) -> None:
+    """As that version wrote it: the old keys, none of the new ones, and momentum under its name of then."""
+    with pytest.raises(Interrupted):
+        train(samples, recipe(), tmp_path, progress=False, stop_after=3)
+    file = tmp_path / "checkpoint.safetensors"
+    state, text = checkpoint.read(file, "checkpoint")
+    state = {name.replace("momentum_buffer.", "momentum.", 1): value for name, value in state.items()}
+    old = {new: old for old, new in recipes.RENAMED.items()}
+    added = ("wants_pretrained", "head", "global_softmax", "last_stride", "schedule", "milestones", "gamma",
+             "optimizer", "center_update")  # fmt: skip
+    values = {old.get(key, key): value for key, value in text["run"]["recipe"].items() if key not in added}
+    values["triplet_after"] = values["triplet_after"] == "after"
+    checkpoint.write(file, "checkpoint", state, text | {"run": text["run"] | {"recipe": values}})
+    assert_same(weights(whole.path), weights(train(samples, recipe(), tmp_path, progress=False).path))

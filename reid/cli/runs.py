@@ -99,13 +99,14 @@ def claimed(output: Path, now: dict[str, Any], config: Config | PretrainConfig |
 
 
 def refuse_other_run(now: dict[str, Any], then: dict[str, Any], output: Path) -> None:
-    def flat(values: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in values.items() if k != "recipe"} | (values.get("recipe") or {})
-
-    mine, theirs = flat(now), flat(then)
-    changed = [key for key in mine if theirs.get(key) != mine[key]]
+    changed = {key: (then.get(key), value) for key, value in now.items() if key != "recipe" and then.get(key) != value}
+    mine, theirs = now.get("recipe"), then.get("recipe")
+    if mine and theirs:
+        changed |= recipes.differences(mine, theirs)
+    elif mine != theirs:
+        changed["recipe"] = ("one" if theirs else None, "one" if mine else None)
     if changed:
-        told = ", ".join(f"{key} {theirs.get(key)!r} there, {mine[key]!r} now" for key in changed[:4])
+        told = ", ".join(f"{key} {there!r} there, {here!r} now" for key, (there, here) in list(changed.items())[:4])
         raise ReidError(f"{output} holds a different run ({told}): give another --output, or delete it")
 
 

@@ -175,8 +175,12 @@ def read_recipe(args: argparse.Namespace) -> Config:
 
 def train_on(splits: Splits, config: Config, output: Path, args: argparse.Namespace) -> tuple[Splits, Trained]:
     """Trains on what can be read of the data, alone or as one of torchrun's processes."""
+    from reid.models.card import start_note
     from reid.training.train import train
 
+    note = start_note(recipes.as_dict(config))
+    if note and first_process():
+        print(note)
     with in_turn():
         splits = check_images(splits, output.parent if args.seeds else output, args.skip_bad)  # once for all seeds
     return splits, train(splits.train, config, output, name=splits.name, device=args.device)

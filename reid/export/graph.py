@@ -3,8 +3,8 @@
     graph = Deployed(load_model("model.safetensors"), flip=False)
     graph(pixels)      # RGB uint8 (B, H, W, 3), as decoded and resized -> (B, D) float32 of unit length
 
-The same values as the model's to rounding. What differs: batch norms are folded into the convolutions before them and
-into the reductions, pooling windows are those of the model's input size, and each feature has its own linear layer.
+The same values as the model's to rounding. What differs: batch norms are folded into the convolutions before them, and
+what follows the branches is the head's `readout` for the model's input size.
 """
 
 from __future__ import annotations
@@ -40,14 +40,9 @@ class Deployed(nn.Module):
         fold_batch_norms(self, self.maps, blank)
         with torch.no_grad():
             rows = [x.shape[2] for x in self.maps(blank)]
-        self.pools = nn.ModuleList(
-            Stripes(count, branch.parts, head.pool, None if head.power is None else head.power[i].item())
-            for i, (branch, count) in enumerate(zip(head.table, rows))
-        )
-        self.reductions = nn.ModuleList(_reductions(head.reduction, head.neck))
-        self.relu = head.relu_neck
+        self.readout = head.readout(rows)
         self.projection = _linear(model.projection.T) if model.projection is not None else nn.Identity()
-        self.network = nn.ModuleList([self.trunk, self.branches, self.reductions, self.projection])
+        self.network = nn.ModuleList([self.trunk, self.branches, self.readout, self.projection])
         self.dtype = torch.float16 if half else torch.float32
         self.network.to(self.dtype)
         self.eval().requires_grad_(False)
@@ -59,9 +54,7 @@ class Deployed(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) -> (B, D), not of unit length."""
-        pooled = [x for pool, map in zip(self.pools, self.maps(images)) for x in pool(map)]
-        features = torch.cat([reduce(x) for reduce, x in zip(self.reductions, pooled)], dim=1)
-        return self.projection(features.relu() if self.relu else features)
+        return self.projection(self.readout(self.maps(images)))
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = pixels.permute(0, 3, 1, 2)
@@ -74,43 +67,9 @@ class Deployed(nn.Module):
         return vectors / vectors.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
-class Stripes(nn.Module):
-    """(B, C, h, w) -> the pooled whole map and, of several parts, each horizontal stripe: (B, C) each.
-
-    The stripes are those of adaptive pooling, cut by slices: of h rows, part i of n has floor(i h / n) to
-    ceil((i + 1) h / n).
-    """
-
-    def __init__(self, rows: int, parts: int, pool: str, power: float | None) -> None:
-        super().__init__()
-        self.pool, self.power = pool, power
-        stripes = [(i * rows // parts, -(-(i + 1) * rows // parts)) for i in range(parts)]
-        self.windows = stripes if parts == 1 else [(0, rows), *stripes]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        if self.power is not None:
-            x = x.float().clamp(min=1e-6).pow(self.power)
-        pooled = [self._reduce(x[:, :, start:end]) for start, end in self.windows]
-        return pooled if self.power is None else [y.pow(1 / self.power) for y in pooled]
-
-    def _reduce(self, x: Tensor) -> Tensor:
-        return x.amax((2, 3)) if self.pool == "max" else x.mean((2, 3))
-
-
-def _reductions(weight: Tensor, neck: nn.BatchNorm1d) -> list[nn.Linear]:
-    """One linear layer a feature, (F, D, C) with the neck's batch norm folded in."""
-    features, dim, _ = weight.shape
-    assert neck.running_mean is not None and neck.running_var is not None
-    scale = neck.weight / (neck.running_var + neck.eps).sqrt()
-    bias = (neck.bias - neck.running_mean * scale).view(features, dim)
-    return [_linear(weight[i] * factor, bias[i]) for i, factor in enumerate(scale.view(features, dim, 1))]
-
-
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+def _linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight = nn.Parameter(weight.contiguous())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias)
     return layer
 
 

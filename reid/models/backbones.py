@@ -2,8 +2,8 @@
 is the analogue, at stride 8).
 
 A backbone is one whole network that is cut in two: a trunk that the branches share and a tail that each branch owns.
-`trunk()` and `make_branch(last_stride)` are what `mgn.MGN` takes. Split points: MGN on ResNet-50 as published; on the
-others the same analogue (SCGNet paper, Tables IX and X).
+`trunk()` and `make_branch(last_stride)` are what a head takes. ResNet-50 is cut as MGN's paper has it. The SCGNet paper
+does not say where the others are cut: chosen, the same depth.
 """
 
 from __future__ import annotations
@@ -154,5 +154,3 @@ class Source:
 
     def make_branch(self, last_stride: int) -> nn.Sequential:
         return self._parts(last_stride)[1]
-
-

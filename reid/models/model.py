@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import mgn
 from reid.core.types import ReidError
-from reid.models import checkpoint
+from reid.models import checkpoint, heads
 from reid.models.backbones import Source
-from reid.models.card import ARCHITECTURE
 
 
 class ReidModel(nn.Module):
@@ -41,20 +39,11 @@ class ReidModel(nn.Module):
         self.card = card
         shape = card["architecture"]
         source = Source(shape["backbone"], weights)
-        self.head = mgn.MGN(
-            source.trunk(),
-            source.make_branch,
-            source.backbone.channels,
-            card["num_classes"],
-            branches=[mgn.Branch(*branch) for branch in shape["branches"]],
-            dim=shape["dim"],
-            pool=shape["pool"],
-            neck=shape["neck"],
-        )
+        self.head = heads.make(shape.get("head", heads.FIRST), source, card["num_classes"], shape)
         self.register_buffer("mean", torch.tensor(card["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card["std"]).view(1, 3, 1, 1), persistent=False)
-        dimension, kept = len(self.head.names) * shape["dim"], shape.get("projection")
-        self.register_buffer("projection", torch.zeros(dimension, kept) if kept else None)
+        values, kept = len(self.head.names) * self.head.dim, shape.get("projection")
+        self.register_buffer("projection", torch.zeros(values, kept) if kept else None)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -66,7 +55,7 @@ class ReidModel(nn.Module):
         """Values of an embedding: features x values a feature, or those that a projection leaves of them."""
         if self.projection is not None:
             return self.projection.shape[1]
-        return len(self.head.names) * self.card["architecture"]["dim"]
+        return len(self.head.names) * self.head.dim
 
     @property
     def fingerprint(self) -> str:
@@ -80,16 +69,15 @@ class ReidModel(nn.Module):
         return described.hexdigest()[:16]
 
     def start_from(self, other: ReidModel, name: str) -> None:
-        """Takes over every weight but the classifier's, from a model that has this one's branches and perhaps more.
+        """Takes over every weight but the classifiers', from a model of the same head, or one of more branches.
         A projection stays behind.
 
-        ReidError, which calls it `name`, where it lacks a branch or differs otherwise.
+        ReidError, which calls it `name`, where it differs otherwise.
         """
-        mine, theirs = ({key: m.card["architecture"][key] for key in ARCHITECTURE} for m in (self, other))
-        if all(branch in theirs["branches"] for branch in mine["branches"]):
-            theirs["branches"] = mine["branches"]
-        if mine != theirs:
-            told = ", ".join(f"{key} {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key])
+        mine, theirs = (_options(model.card["architecture"]) for model in (self, other))
+        different = heads.same_options(mine, theirs)
+        if different:
+            told = ", ".join(f"{key} {theirs[key]} there, {mine[key]} here" for key in different)
             raise ReidError(f"{name} is a model of another architecture ({told})")
         self.head.start_from(other.head)
 
@@ -101,7 +89,9 @@ class ReidModel(nn.Module):
         if self.projection is not None:
             raise ReidError("the model ends in a projection, of all its branches: choose them of the model that it was "
                             "made from")  # fmt: skip
-        table = self.card["architecture"]["branches"]
+        table = self.card["architecture"].get("branches")
+        if table is None:
+            raise ReidError("the model's head has no branches to choose from")
         absent = [count for count in parts if count not in [branch[0] for branch in table]]
         if absent or not parts:
             raise ReidError(f"the model's branches are of {', '.join(str(b[0]) for b in table)} parts, not "
@@ -131,7 +121,7 @@ class ReidModel(nn.Module):
         scale = self.std * (255 if pixels.dtype == torch.uint8 else 1)
         return torch.addcmul(-self.mean / self.std, pixels.float(), 1 / scale)
 
-    def forward(self, pixels: Tensor) -> mgn.Heads:
+    def forward(self, pixels: Tensor) -> heads.Heads:
         """RGB (B, 3, H, W), uint8 or [0, 1] -> Heads."""
         return self.head(self.normalise(pixels))
 
@@ -153,7 +143,7 @@ def check_input_size(model: ReidModel) -> None:
         raise ReidError(
             f"input {'x'.join(map(str, model.input_size))} is too small for the strides of "
             f"{model.card['architecture']['backbone']}: each branch needs a map of at least "
-            f"{max(b.parts for b in model.head.table)} rows; try --set height=128 width=64 or more"
+            f"{model.head.rows} rows; try --set height=128 width=64 or more"
         ) from None
 
 
@@ -221,6 +211,9 @@ def load_model(path: str | Path) -> ReidModel:
 
 
 def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if name != "head.classifier"}
+    return {name: x for name, x in state.items() if not heads.is_classifier(name.removeprefix("head."))}
 
 
+def _options(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """What two models have to share for one to start from the other; a card of version 0.1 leaves some to the head."""
+    return {"head": heads.FIRST, **{key: value for key, value in architecture.items() if key != "projection"}}

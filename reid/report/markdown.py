@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from reid.core.files import write_text
 from reid.core.tables import markdown_table
 from reid.core.types import DISTRACTOR, JUNK, Sample, Splits
+from reid.models.card import start_note
 from reid.report.metrics import MAIN_KEYS, Further, RunFacts, further_metrics, measure_further, metrics, metrics_text
 from reid.report.plots import draw_curves, draw_scores
 from reid.report.published import PUBLISHED
@@ -219,6 +220,8 @@ def _training(run: RunFacts, history: Sequence[dict[str, Any]] | None) -> list[s
     main = [f"{key} {run.recipe[key]}" for key in MAIN_KEYS if run.recipe.get(key) not in (None, "")]
     if main:
         rows.append(["recipe", ", ".join(main) + " (all of it: config.yaml)"])
+    if start_note(run.recipe):
+        rows.append(["start", start_note(run.recipe) or ""])
     section = ["## Training", markdown_table(("", ""), rows) if rows else "Nothing is known of the training."]
     if history:
         section.append("![Loss, learning rate, and each head's accuracy, Rank-1 and spread](curves.png)")

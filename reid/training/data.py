@@ -48,5 +48,3 @@ def _fill(pixels: np.ndarray, paths: Sequence[str], size: tuple[int, int], progr
 
 def _free_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-

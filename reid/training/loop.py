@@ -27,10 +27,12 @@ from reid.core.prefetch import prefetch
 from reid.core.types import ReidError
 from reid.models import checkpoint
 from reid.training import distributed
+from reid.training.config import differences
 from reid.training.distributed import World
 from reid.training.log import READ_STEPS, Log, Step
 
 CHECKPOINT_SECONDS = 60.0
+OPTIMIZER_STATE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")  # of a parameter, by torch's names
 
 
 class Interrupted(KeyboardInterrupt):
@@ -166,7 +168,8 @@ class Training(ABC):
         extra, words = self.state()
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self.trained:
-            state[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
+            for key, value in self.optimizer.state[parameter].items():  # momentum_buffer; exp_avg, exp_avg_sq, step
+                state[f"{key}.{name}"] = value
         text = {"run": self.of, "step": self.step, "steps": self.steps, "seconds": self.seconds,
                 "scaler": self.scaler.state_dict(), "processes": self.world.size, **words}  # fmt: skip
         checkpoint.write(self.checkpoint_file, "checkpoint", {**state, **extra}, text)
@@ -176,8 +179,13 @@ class Training(ABC):
         check_same(self.of, text["run"], self.checkpoint_file)
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
         for name, parameter in self.trained:
-            buffer = torch.empty_like(parameter).copy_(state[f"momentum.{name}"])  # in the parameter's memory format
-            self.optimizer.state[parameter]["momentum_buffer"] = buffer
+            for key in OPTIMIZER_STATE:
+                value = state.get(f"{key}.{name}")
+                if key == "momentum_buffer" and value is None:  # version 0.1's name
+                    value = state.get(f"momentum.{name}")
+                if value is not None:  # in the parameter's memory format, but for adam's count of steps
+                    held = torch.empty_like(parameter if value.dim() == parameter.dim() else value.to(self.device))
+                    self.optimizer.state[parameter][key] = held.copy_(value)
         self.step, self.seconds = text["step"], text["seconds"]
         self.scaler.load_state_dict(text["scaler"])
         self.load_state(state, text)
@@ -229,9 +237,9 @@ def _multiplies_bf16() -> bool:
 
 def check_same(now: dict[str, Any], then: dict[str, Any], path: Path) -> None:
     """ReidError where a file in the output folder is of another recipe or other data."""
-    changed = [key for key, value in now["recipe"].items() if then["recipe"].get(key) != value]
+    changed = differences(now["recipe"], then["recipe"])
     if changed:
-        values = ", ".join(f"{key} {then['recipe'].get(key)!r} there, {now['recipe'][key]!r} now" for key in changed)
+        values = ", ".join(f"{key} {there!r} there, {here!r} now" for key, (there, here) in changed.items())
         raise ReidError(f"{path} is of a run with another recipe ({values}): give another --output")
     if any(then.get(key) != value for key, value in now.items() if key != "recipe"):
         what = "with another teacher" if then.get("teacher") != now.get("teacher") else "on other images"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgn import Heads
+from reid.models.heads import Heads
 
 CIRCLE_MARGIN, CIRCLE_SCALE = 0.25, 64.0  # Sun et al. 2020, section 4.1
 TEMPERATURE = 0.1  # Khosla et al. 2020, section 4
@@ -33,15 +33,16 @@ class ReidLoss(nn.Module):
         smoothing: float,
         margin: float,
         triplet: float = 0.0,
-        triplet_after: bool = False,
+        triplet_on: str = "before",
         circle: float = 0.0,
         contrast: float = 0.0,
         center: float = 0.0,
+        center_update: str = "bagoftricks",
         distill: float = 0.0,
     ) -> None:
         super().__init__()
         self.global_features, self.smoothing, self.margin = global_features, smoothing, margin
-        self.triplet_after = triplet_after
+        self.triplet_on = triplet_on
         self.weights = {
             "triplet": triplet,
             "circle": circle,
@@ -49,7 +50,7 @@ class ReidLoss(nn.Module):
             "center": center,
             "distill": distill,
         }
-        self.center = CenterLoss(classes, len(global_features), dim) if center else None
+        self.center = CenterLoss(classes, len(global_features), dim, center_update) if center else None
 
     def forward(
         self,
@@ -73,7 +74,7 @@ class ReidLoss(nn.Module):
             everyone = gather(labels)
             before, after = (gather(x[:, self.global_features].float()) for x in (heads.before, heads.after))
         if self.weights["triplet"]:
-            compared = F.normalize(after, dim=2) if self.triplet_after else before
+            compared = F.normalize(after, dim=2) if self.triplet_on == "after" else before
             terms["triplet"] = batch_hard_triplet(compared, everyone, self.margin)
         if self.weights["circle"]:
             terms["circle"] = circle_losses(after, everyone, CIRCLE_MARGIN, CIRCLE_SCALE)
@@ -152,28 +153,44 @@ def contrastive_losses(features: Tensor, labels: Tensor, temperature: float) -> 
 
 
 class CenterLoss(nn.Module):
-    """Half the squared distance of each feature to the centre of its identity, mean over the batch.
+    """Squared distance of each feature to the centre of its identity, mean over the batch.
 
-    Wen et al. 2016, equation 2. The centres follow by their own SGD (BagOfTricks section 3.6: rate 0.5), whatever the
-    weight of the loss; they are a buffer, to be kept with a checkpoint.
+    The centres follow by an SGD of their own, rate 0.5, whatever the weight of the loss; they are a buffer, to be kept
+    with a checkpoint. `update` is by whom:
+
+    bagoftricks: as its authors' code computes it (github.com/michuanhaohao/reid-strong-baseline): the whole square,
+    clamped to 1e-12 .. 1e12, and a step along the loss's own gradient: of a batch of B images, n of them of a person,
+    the centre moves n / B of the gap to their mean. Centres start from N(0, 1).
+    wen: Wen et al. 2016, equations 2 and 4: half the square, and the centre moves 0.5 n / (1 + n) of the gap. Centres
+    start at 0.
     """
 
     centers: Tensor
 
-    def __init__(self, classes: int, features: int, dim: int) -> None:
+    def __init__(self, classes: int, features: int, dim: int, update: str = "bagoftricks") -> None:
         super().__init__()
-        self.register_buffer("centers", torch.zeros(classes, features, dim))
+        if update not in ("bagoftricks", "wen"):
+            raise ValueError(f"update must be 'bagoftricks' or 'wen', not {update!r}")
+        self.update = update
+        start = torch.randn if update == "bagoftricks" else torch.zeros
+        self.register_buffer("centers", start(classes, features, dim))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """(B, G, D), (B,) -> (G,)."""
-        return (features - self.centers[labels]).square().sum(2).mean(0) / 2
+        squares = (features - self.centers[labels]).square().sum(2)
+        if self.update == "wen":
+            return squares.mean(0) / 2
+        return squares.clamp(1e-12, 1e12).mean(0)
 
     @torch.no_grad()
     def follow(self, features: Tensor, labels: Tensor, rate: float = 0.5) -> None:
-        """Moves the centres of the batch towards its features, by equation 4 of the source."""
+        """Moves the centres of the batch towards its features."""
+        towards = torch.zeros_like(self.centers).index_add_(0, labels, features - self.centers[labels])
+        if self.update == "bagoftricks":
+            self.centers += rate * 2 * towards / len(labels)
+            return
         ones = torch.ones(len(labels), device=labels.device)
         count = torch.zeros(len(self.centers), device=labels.device).index_add_(0, labels, ones)
-        towards = torch.zeros_like(self.centers).index_add_(0, labels, features - self.centers[labels])
         self.centers += rate * towards / (1 + count)[:, None, None]
 
 

@@ -2,7 +2,8 @@
 
     train(splits.train, config, Path("runs/market1501"))
 
-Started by torchrun, several processes share each batch. What a run is made of is here, how it runs in `reid.training.loop`.
+Started by torchrun, several processes share each batch. What a run is made of is here, how it runs in
+`reid.training.loop`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from reid.training.loop import Interrupted as Interrupted
 from reid.training.loop import Training, check_same
 from reid.training.losses import ReidLoss
 from reid.training.sampler import pk_batches
-from reid.training.schedule import lr_at
+from reid.training.schedule import lr_at, lr_in_steps
 from reid.training.watch import divide, spread, watch
 
 FILL = [round(255 * value) for value in MEAN]
@@ -171,7 +172,7 @@ class _Run(Training):
             self.model.start_from(start, config.pretrained)
         check_input_size(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.frozen = _first_parts(self.model, config.frozen)
+        self.frozen = _first_parts(self.model, config.freeze)
         self.frozen.requires_grad_(False)
         self._training_mode()
         self.optimizer = make_optimizer(self.model, config)
@@ -179,7 +180,7 @@ class _Run(Training):
         self.global_names = [head.names[i] for i in head.global_features]
         self.loss = make_loss(self.model, config, len(self.classes)).to(self.device)
         self.teacher = self._load_teacher() if config.teacher else None
-        self.lessons: dict[int, Tensor] = {}  # step of the first `views` epochs -> the teacher's features
+        self.lessons: dict[int, Tensor] = {}  # step of the first `cached_epochs` -> the teacher's features
         self.average: dict[str, Tensor] = {}  # of the weights, over `averaged_steps` steps so far
         self.averaged_steps = 0
 
@@ -189,13 +190,9 @@ class _Run(Training):
 
     def _load_teacher(self) -> ReidModel:
         teacher = load_model(self.config.teacher)
-        mine, theirs = (
-            f"{', '.join(m.head.names)} of {m.card['architecture']['dim']} values" for m in (self.model, teacher)
-        )
+        mine, theirs = (f"{', '.join(m.head.names)} of {m.head.dim} values" for m in (self.model, teacher))
         if mine != theirs:
-            raise ReidError(
-                f"{self.config.teacher} teaches {theirs}, the recipe has {mine}: branches and dim have to agree"
-            )
+            raise ReidError(f"{self.config.teacher} teaches {theirs}, the recipe has {mine}: their heads have to agree")
         return teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def _batches(self, epoch: int) -> np.ndarray:
@@ -217,7 +214,7 @@ class _Run(Training):
             flip=config.flip,
             erase=config.erase,
             jitter=config.jitter,
-            restyle=config.restyle,
+            restyle=config.mixstyle,
             camids=[self.samples[p].camid for p in positions],
         )
         images = [self.pixels[self.row[self.samples[p].path]] for p in positions]
@@ -246,12 +243,12 @@ class _Run(Training):
         return F.interpolate(pixels.float(), size, mode="bilinear", antialias=True).round().to(torch.uint8)
 
     def _view(self, step: int) -> int:
-        """The step whose batch this one has: itself, or one of the first `views` epochs."""
-        return step % (self.config.views * self.epoch_steps) if self.config.views else step
+        """The step whose batch this one has: itself, or one of the first `cached_epochs`."""
+        return step % (self.config.cached_epochs * self.epoch_steps) if self.config.cached_epochs else step
 
     def _joins(self) -> bool:
-        """Whether this step's images are joined of two people's: `joined` of the steps, evenly spread."""
-        before, after = (int(view * self.config.joined) for view in (self._view(self.step), self._view(self.step) + 1))
+        """Whether this step's images are joined of two people's: `cutmix` of the steps, evenly spread."""
+        before, after = (int(view * self.config.cutmix) for view in (self._view(self.step), self._view(self.step) + 1))
         return after > before
 
     @torch.no_grad()
@@ -263,14 +260,18 @@ class _Run(Training):
         if view in self.lessons:
             return self.lessons[view].float()
         features = self.teacher.features(pixels).half()
-        if self.config.views:
+        if self.config.cached_epochs:
             self.lessons[view] = features
         return features.float()
 
     def rate(self, step: int) -> float:
         config = self.config
         warmup = round(config.warmup_epochs * self.epoch_steps)
-        return lr_at(step, steps=self.steps, warmup=warmup, start=config.lr_start, peak=config.lr, end=config.lr_end)
+        start, peak = config.lr_start, config.lr
+        if config.schedule == "steps":
+            milestones = [epoch * self.epoch_steps for epoch in config.milestones]
+            return lr_in_steps(step, warmup=warmup, start=start, peak=peak, milestones=milestones, gamma=config.gamma)
+        return lr_at(step, steps=self.steps, warmup=warmup, start=start, peak=peak, end=config.lr_end)
 
     def losses(self, batch: Batch) -> Step:
         names = self.model.head.names
@@ -407,7 +408,7 @@ def _first_parts(model: ReidModel, count: int) -> nn.Sequential:
     assert isinstance(trunk, nn.Sequential)
     if count > len(trunk):
         backbone = model.card["architecture"]["backbone"]
-        raise ReidError(f"frozen={count}: the trunk of {backbone} has {len(trunk)} parts")
+        raise ReidError(f"freeze={count}: the trunk of {backbone} has {len(trunk)} parts")
     return trunk[:count]
 
 
@@ -416,22 +417,27 @@ def make_loss(model: ReidModel, config: Config, classes: int) -> ReidLoss:
     return ReidLoss(
         model.head.global_features,
         classes,
-        config.dim,
+        model.head.dim,
         smoothing=config.smoothing,
         margin=config.margin,
         triplet=config.triplet,
-        triplet_after=config.triplet_after,
+        triplet_on=config.triplet_on,
         circle=config.circle,
         contrast=config.contrast,
         center=config.center,
+        center_update=config.center_update,
         distill=config.distill,
     )
 
 
-def make_optimizer(model: ReidModel, config: Config) -> torch.optim.SGD:
+def make_optimizer(model: ReidModel, config: Config) -> torch.optim.Optimizer:
     """What takes a recipe's steps."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "adam":  # weight decay is added to the gradient, as in BagOfTricks
+        betas = (config.momentum, 0.999)
+        return torch.optim.Adam(trained, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
     return torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad],
+        trained,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
