@@ -125,7 +125,7 @@ def candidates(root: str | os.PathLike[str], folders: Sequence[str]) -> Iterator
     them in another of them."""
     top = absolute(root)
     yield top
-    for outer in ("", *folders):
+    for outer in ("", *dict.fromkeys(Path(folder).parts[0] for folder in folders)):
         for inner in folders:
             yield top / outer / inner
 

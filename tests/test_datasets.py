@@ -81,6 +81,7 @@ def test_the_table_of_data_sets():
         "dukemtmc",
         "cuhk03np_labeled",
         "cuhk03np_detected",
+        "msmt17",
         "folder",
         "synthetic",
     ]
@@ -158,7 +159,6 @@ def test_missing_and_empty_roots_say_what_was_looked_for_and_how_it_is_obtained(
         ("market1501", "0002_c7s1_000451_03.jpg"),  # there are six cameras
         ("market1501", "0002_c0s1_000451_03.jpg"),
         ("market1501", "1502_c1s1_000451_03.jpg"),
-        ("market1501", "0002_c1s1_000451_03.txt"),
         ("market1501", "0002_c1_f0046182.jpg"),  # Duke's grammar
         ("dukemtmc", "0002_c9_f0046182.jpg"),
         ("dukemtmc", "0000_c1_f0046182.jpg"),  # no distractors here: their 408 have pids
@@ -166,7 +166,6 @@ def test_missing_and_empty_roots_say_what_was_looked_for_and_how_it_is_obtained(
         ("cuhk03np_labeled", "0001_c3_01.png"),
         ("cuhk03np_detected", "0000_c1_01.png"),
         ("cuhk03np_detected", "1468_c1_01.png"),
-        ("cuhk03np_detected", "0001_c1_01.png.part"),
     ],
 )
 def test_names_that_do_not_fit_are_named(name, misfit, tmp_path):
@@ -497,7 +496,7 @@ HEADER = ["path", "pid", "camid"]
         ([], "it has nothing"),
         ([HEADER], "found none"),
         ([["path", "pid"], ["1.jpg", "a"]], "add camid"),
-        ([["path;pid;camid"], ["1.jpg;a;1"]], "add path, pid, camid"),
+        ([["path;pid;camid"], ["1.jpg;a;one"]], "line 2: expected a camid"),  # as spreadsheets of some countries write
         ([HEADER, ["1.jpg", "a", "1"], ["1.jpg", "a", "one"]], "line 3: expected a camid"),
         ([HEADER, ["1.jpg", "a", "-1"]], "line 2: expected a camid"),
         ([HEADER, ["1.jpg", "", "1"]], "line 2: expected a path and a pid"),
@@ -575,3 +574,96 @@ def test_multi_query_images_are_of_the_query_persons_and_cameras(tmp_path: Path)
     ]
     assert names[0] == ["gt_bbox/0001_c1s1_001051_00.jpg", "gt_bbox/0001_c1s2_000002_00.jpg"]
     assert names[1] == ["bounding_box_test/0001_c1s2_001051_02.jpg", "query/0001_c1s1_001051_00.jpg"]
+
+
+# ---- as their authors' archives hold them
+
+LITTER = ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg", "desktop.ini", "readme.txt", "LICENSE_DukeMTMC.txt", "a.mat")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_archives_hold_beside_the_images_is_passed_over(name, tmp_path):
+    tree, below = LAYOUTS[name]
+    own = plant(tmp_path / below, tree)
+    expected = datasets.read(name, tmp_path)
+    for split in parse.FOLDERS.values():
+        for litter in LITTER:
+            (own / split / litter).write_bytes(b"x")
+    (own / "readme.txt").write_bytes(b"x")
+    found = datasets.read(name, tmp_path)
+    assert (found.train, found.query, found.gallery) == (expected.train, expected.query, expected.gallery)
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png", ".jpg.jpg", ".JPG.jpg"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_suffixes_are_read_as_they_come(name, suffix, tmp_path):
+    tree, below = LAYOUTS[name]
+    own = plant(tmp_path / below, tree)
+    before = datasets.read(name, tmp_path)
+    for path in (own / "query").iterdir():
+        path.rename(path.with_suffix(suffix))
+    found = datasets.read(name, tmp_path)
+    assert [(s.pid, s.camid) for s in found.query] == [(s.pid, s.camid) for s in before.query]
+    assert all(s.path.endswith(suffix) for s in found.query)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_an_archive_unpacked_into_a_folder_of_its_own_name_is_found(name, tmp_path):
+    tree, below = LAYOUTS[name]
+    top = Path(below).parts[0]
+    plant(tmp_path / top / below, tree)
+    assert datasets.read(name, tmp_path).query
+
+
+def msmt17(root, version="MSMT17_V1", train="train", test="test"):
+    """Two training people of which one is for validation, one test person by two cameras; pids from 0 on both sides."""
+    lists = {"train": (train, [(0, "0000_000_01_0303morning_0015_0.jpg")]),
+             "val": (train, [(1, "0001_001_15_0303noon_0036_1.jpg")]),
+             "query": (test, [(0, "0000_000_03_0303afternoon_0015_0.jpg")]),
+             "gallery": (test, [(0, "0000_001_04_0303morning_0015_0.jpg")])}  # fmt: skip
+    for split, (below, images) in lists.items():
+        lines = []
+        for pid, name in images:
+            place = root / version / below / f"{pid:04d}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / name).touch()
+            lines.append(f"{pid:04d}/{name} {pid}\n")
+        (root / version / f"list_{split}.txt").write_text("".join(lines))
+    return root / version
+
+
+@pytest.mark.parametrize(("version", "train", "test"), [("MSMT17_V1", "train", "test"),
+                                                        ("MSMT17_V2", "mask_train_v2", "mask_test_v2")])  # fmt: skip
+def test_msmt17_reads_its_lists(tmp_path, version, train, test):
+    msmt17(tmp_path, version, train, test)
+    splits = datasets.read("msmt17", tmp_path)
+    assert [s.camid for s in splits.train] == [1, 15], "train and val together"
+    assert [s.camid for s in (*splits.query, *splits.gallery)] == [3, 4]
+    assert splits.query[0].pid == splits.gallery[0].pid > 0
+    assert not {s.pid for s in splits.train} & {s.pid for s in splits.query}, "numbered from 0 on both sides"
+    assert all(s.pid > 0 for s in splits.train) and splits.official_split is False
+
+
+def test_msmt17_names_what_its_lists_get_wrong(tmp_path):
+    own = msmt17(tmp_path)
+    whole = (own / "list_query.txt").read_text()
+    for line, said in (("0000/absent_000_03_x.jpg 0\n", "list_query.txt"), ("../../x.jpg 0\n", "list_query.txt"),
+                       (whole.replace(" 0", " 7"), "list_query.txt")):  # fmt: skip
+        (own / "list_query.txt").write_text(line)
+        assert said in fails("msmt17", tmp_path)
+
+
+@needs_real
+def test_the_official_market1501_has_its_counts():
+    splits = datasets.read("market1501", REAL / "market1501")
+    assert splits.official_split is True and splits.warnings == []
+    train, query, gallery = (parse.count(x) for x in (splits.train, splits.query, splits.gallery))
+    assert (train.images, train.identities) == (12936, 751)
+    assert train.cameras == {1: 2017, 2: 1709, 3: 2707, 4: 920, 5: 2338, 6: 3245}
+    assert (query.images, query.identities) == (3368, 750)
+    assert query.cameras == {1: 668, 2: 530, 3: 717, 4: 248, 5: 622, 6: 583}
+    assert (gallery.images, gallery.identities, gallery.distractors, gallery.junk) == (19732, 750, 2798, 3819)
+    places = Counter((s.pid, s.camid) for s in splits.gallery)
+    of_person = Counter(s.pid for s in splits.gallery)
+    matches = [of_person[s.pid] - places[s.pid, s.camid] for s in splits.query]
+    assert (min(matches), max(matches)) == (1, 68) and round(sum(matches) / len(matches), 2) == 14.74
