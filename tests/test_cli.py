@@ -347,7 +347,7 @@ def test_compare_runs_and_kept_results(run: Path, tmp_path: Path, capsys: pytest
     assert said.count("+0.0 [+0.0, +0.0]") == 2
     assert run_reid.main(["compare", str(run), str(kept), "--baseline", "before", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| run | backbone | input | image passes | minutes | Rank-1 |")
+    assert lines[0].startswith("| run | backbone | input | parameters | multiply-adds | image passes | minutes | Rank-1 |")
     assert lines[2].startswith("| run | scgnet_s | 64x32 |") and lines[2].endswith("| +0.0 [+0.0, +0.0] |")
     assert lines[3].startswith("| before | scgnet_s | 64x32 |") and lines[3].endswith("| baseline |")
     assert f"    {metrics['command']}" in lines
@@ -493,7 +493,7 @@ def test_missing_and_empty_data_roots(name: str, tmp_path: Path, capsys: pytest.
         (["--backbone", "resnet18"], "choose one of scgnet_s, scgnet_m"),
         (["--set", "learning_rate=1"], "unknown key 'learning_rate'; the keys are backbone"),
         (["--set", "lr"], "takes key=value"),
-        (["--set", "epochs=many"], "epochs must be of type int, not 'many'"),
+        (["--set", "epochs=many"], "epochs must be a whole number, not 'many'"),
         (["--set", "height=16", "width=8"], "input 16x8 is too small for the strides"),
         (["--set", "p=100"], "a batch of 100 identities needs as many"),
         (["--config", "nowhere.yaml"], "no recipe at nowhere.yaml"),

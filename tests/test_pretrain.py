@@ -23,6 +23,7 @@ from reid.models import backbones, checkpoint
 from reid.models.backbones import BACKBONES
 from reid.models.card import MEAN, STD, make_card
 from reid.models.model import ReidModel
+from reid.models.pretrained import read_pretrained
 from reid.training import config as recipes
 from reid.training import pretrain
 from reid.training.config import PretrainConfig, as_dict
@@ -159,7 +160,7 @@ def test_the_card_and_the_scores_are_those_of_the_file(folder: ImageFolder, whol
 
 
 def test_people_start_from_it(tiny: Callable[..., recipes.Config], whole: Pretrained) -> None:
-    weights, told = backbones.read_pretrained("scgnet_s", whole.path)
+    weights, told = read_pretrained("scgnet_s", whole.path)
     assert "160 of 160 tensors of scgnet_s matched by name, 4 others left out" in told
     model = ReidModel(make_card(as_dict(tiny()), 5), weights)
     state = load_file(whole.path)

@@ -231,7 +231,7 @@ def test_torchrun_indexes_by_the_program(
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_processes_share_images_without_overlap_or_gap(size: int) -> None:
-    parts = [_part([str(n) for n in range(7)], World(rank, size)) for rank in range(size)]
+    parts = [_part([str(n) for n in range(7)], rank, size) for rank in range(size)]
     assert [path for part in parts for path in part] == [str(n) for n in range(7)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

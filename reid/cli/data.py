@@ -18,6 +18,12 @@ from reid.core.images import find_bad, find_images
 from reid.core.types import ReidError, Sample, Splits
 
 
+def check_name(args: argparse.Namespace) -> None:
+    """Raises ReidError unless --dataset names a data set, before its recipe is looked for under that name."""
+    if args.dataset not in args.readers.DATASETS:
+        raise ReidError(f"unknown data set {args.dataset!r}; choose one of {', '.join(args.readers.DATASETS)}")
+
+
 def read_data(args: argparse.Namespace, dataset: str | None = None, *, warn: bool = True) -> Splits:
     splits = args.readers.read(dataset or args.dataset, args.data_root)
     for line in splits.warnings if warn and first_process() else ():

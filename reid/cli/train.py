@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.cli.data import check_images, read_data
+from reid.cli.data import check_images, check_name, read_data
 from reid.cli.evaluate import embed_splits, report, score
 from reid.cli.options import add_common, add_data, add_output, add_recipe, add_seeds, add_training
 from reid.cli.readers import Readers
@@ -100,6 +100,7 @@ def plan(args: argparse.Namespace) -> tuple[Splits, dict[int, tuple[Path, Config
     """
     from reid.report.results import seed_folder
 
+    check_name(args)
     config = read_recipe(args)
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
     if not args.seeds:
