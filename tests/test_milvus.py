@@ -91,7 +91,7 @@ def test_an_addition_is_seen_whole_or_not_at_all(gallery: Any, monkeypatch: pyte
     assert gallery.search(changed[0], 20).keys.max() < 20
     assert check(gallery.place) == ["3 images of an addition that was not finished"]
     with monkeypatch.context() as patch:
-        patch.setattr(gallery, "_delete", lambda keys: killed("state", "") if 3 in keys else None)
+        patch.setattr(gallery._writer, "delete", lambda keys: killed("state", "") if 3 in keys else None)
         assert repair(gallery.place) == ([], [])
         with pytest.raises(KeyboardInterrupt):
             gallery.add(*changed, hashes=hashes)
