@@ -102,7 +102,7 @@ def test_what_does_not_go_with_seeds_is_one_line(
     said = refused(capsys, "train", *words, "--seeds", 0, 1, 0)
     assert said == "error: --seeds: expected different seeds, got 0 1 0: give each once"
     said = refused(capsys, "train", *words, "--seeds", -1)
-    assert said == "error: config: seed must be in [0, 2^63), not -1"
+    assert said == "error: --seeds: seed must be at least 0, not -1"
     said = refused(capsys, *words, "--seeds", 1, "--weights", "m.safetensors")
     assert said.startswith("error: --seeds are of training, and with --weights nothing is trained")
     assert not (tmp_path / "r").exists()
