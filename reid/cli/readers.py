@@ -1,6 +1,6 @@
 """The data sets that --dataset names: handed to the command line by whoever starts it.
 
-`run_reid.py` hands it the package `datasets`, with every benchmark. The installed command has one's own images.
+`run_reid.py` hands it the package `datasets`, with every benchmark.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ class Readers(Protocol):
         """The report of the data doctor: `ok`, `as_dict()` and `lines()`."""
 
 
-class OwnImages:
-    """One's own images alone: a folder a person, or a CSV."""
+class NoDataSets:
+    """The command line without the checkout's `datasets`: galleries, searches and exports, but no data set by name."""
 
-    DATASETS: Mapping[str, Any] = {"folder": None}
+    DATASETS: Mapping[str, Any] = {}
 
     def read(self, name: str, root: str | os.PathLike[str]) -> Splits:
-        raise NotImplementedError
+        raise ReidError(f"no data set {name!r} here: data sets are read by run_reid.py in the program's checkout")
 
     def distractors(self, splits: Splits) -> list[Sample]:
         raise ReidError(f"{splits.name} has no distractors beside its gallery: leave --distractors out")
 
     def multi_query(self, splits: Splits) -> list[Sample]:
-        raise NotImplementedError
+        return list(splits.query)
 
     def examine(self, splits: Splits) -> Any:
-        raise NotImplementedError
+        raise ReidError("check-data is a command of run_reid.py in the program's checkout")
 
 
-OWN = OwnImages()
+OWN = NoDataSets()
