@@ -3,9 +3,11 @@
     OMP_NUM_THREADS=2 python benchmarks/train.py --dataset cuhk03np_detected --data-root DIR
 
 limit     forward, backward and optimiser step on one batch in memory: MGN on SCGNet-S by configs/cuhk03np_small.yaml.
-loop      reid.training.train.train on the same images, after an epoch of warm-up, as a share of the limit. Reading and decoding
+loop      reid.training.train.train on the same images, after an epoch of warm-up, as a share of the limit. Reading and
+          decoding
           every image, which it does once, is spread over the epochs of the recipe. Without the recipe's watching.
-peer      torchreid's ImageTripletEngine with OSNet x0.25, against reid.training.train.train with that network and no MGN, on
+peer      torchreid's ImageTripletEngine with OSNet x0.25, against reid.training.train.train with that network and no
+          MGN, on
           the same images at 256x128, decoding included on both sides. torchreid's first batches, in which its workers
           start, are left out. Memory is the peak of the training process; torchreid's workers are not counted.
 variants  of the limit, each beside the plain one of the same round.

@@ -58,7 +58,9 @@ def read(root: Path) -> Splits:
         rows, warnings = _read_csv(root)
         found = root.parent
     elif root.is_dir():
-        tables = [root / name for name in list_folder(root) if name.lower().endswith(".csv") and (root / name).is_file()]
+        tables = [
+            root / name for name in list_folder(root) if name.lower().endswith(".csv") and (root / name).is_file()
+        ]
         if len(tables) > 1:
             raise ReidError(
                 f"folder: expected one CSV in {root}, found {parse.some([t.name for t in tables])}; name it"

@@ -347,7 +347,9 @@ def test_compare_runs_and_kept_results(run: Path, tmp_path: Path, capsys: pytest
     assert said.count("+0.0 [+0.0, +0.0]") == 2
     assert run_reid.main(["compare", str(run), str(kept), "--baseline", "before", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| run | backbone | input | parameters | multiply-adds | image passes | minutes | Rank-1 |")
+    assert lines[0].startswith(
+        "| run | backbone | input | parameters | multiply-adds | image passes | minutes | Rank-1 |"
+    )
     assert lines[2].startswith("| run | scgnet_s | 64x32 |") and lines[2].endswith("| +0.0 [+0.0, +0.0] |")
     assert lines[3].startswith("| before | scgnet_s | 64x32 |") and lines[3].endswith("| baseline |")
     assert f"    {metrics['command']}" in lines

@@ -578,7 +578,15 @@ def test_multi_query_images_are_of_the_query_persons_and_cameras(tmp_path: Path)
 
 # ---- as their authors' archives hold them
 
-LITTER = ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg", "desktop.ini", "readme.txt", "LICENSE_DukeMTMC.txt", "a.mat")
+LITTER = (
+    "Thumbs.db",
+    ".DS_Store",
+    "._0002_c1s1_000451_03.jpg",
+    "desktop.ini",
+    "readme.txt",
+    "LICENSE_DukeMTMC.txt",
+    "a.mat",
+)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -88,6 +88,8 @@ ARROWS = {  # room of reid -> the rooms that it may import besides itself
     "gallery": {"models", "retrieval", "core"},
     "export": {"models", "retrieval", "core"},
 }
+
+
 def test_images_are_opened_in_one_place():
     """Elsewhere Pillow is told which format it may take: of any other it might start a program."""
     for name in ("datasets", "reid"):

@@ -187,7 +187,9 @@ def test_neighbours_equal_a_full_sort(monkeypatch: pytest.MonkeyPatch, energy: s
     monkeypatch.setattr(reid.retrieval.knn_graph, "_SAMPLE", 150)
     again: list[int] = []
     searched = reid.retrieval.knn_graph._searched
-    monkeypatch.setattr(reid.retrieval.knn_graph, "_searched", lambda *a, **kw: again.append(len(a[3])) or searched(*a, **kw))
+    monkeypatch.setattr(
+        reid.retrieval.knn_graph, "_searched", lambda *a, **kw: again.append(len(a[3])) or searched(*a, **kw)
+    )
     bounds: list[Any] = []
     bound = reid.retrieval.knn_graph._bounds
     monkeypatch.setattr(reid.retrieval.knn_graph, "_bounds", lambda f: bounds.append(bound(f)) or bounds[-1])

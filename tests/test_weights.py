@@ -50,7 +50,12 @@ def test_the_card_shows_the_scores_of_its_result(file: Path) -> None:
     measured = [result.measured[name].mean for name in ("Rank-1", "mAP")]
     assert [kept["rank1"], kept["mAP"]] == pytest.approx(measured, abs=1e-6)
     command = result.runs[0].command  # as it was typed; the card has today's names of the keys
-    for old, new in (("frozen=", "freeze="), ("views=", "cached_epochs="), ("joined=", "cutmix="), ("restyle=", "mixstyle=")):
+    for old, new in (
+        ("frozen=", "freeze="),
+        ("views=", "cached_epochs="),
+        ("joined=", "cutmix="),
+        ("restyle=", "mixstyle="),
+    ):
         command = command.replace(f" {old}", f" {new}")
     for told in (command, f"{file.stat().st_size:,} bytes"):
         assert " ".join(told.split()) in " ".join(card.replace("\\\n", "").split())

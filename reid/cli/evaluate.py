@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from reid.training.train import Trained
 
 
-
 def evaluate_command(args: argparse.Namespace) -> None:
     """Scores models on data sets' query and gallery and writes a report of each; of several, a table of all."""
     from reid.core.tables import aligned_table

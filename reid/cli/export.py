@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from reid.models.model import ReidModel
 
 
-
 def pack_command(args: argparse.Namespace) -> None:
     """Writes a model as it is given away: half floats, without the classifier of its training identities; on request
     with fewer branches, and with shorter embeddings by a projection that is learnt on a data set's training images.

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from reid.training.config import Config, PretrainConfig
 
 
-
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "scgnet_s.safetensors"
 
 

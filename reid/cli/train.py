@@ -112,7 +112,13 @@ def plan(args: argparse.Namespace) -> tuple[Splits, dict[int, tuple[Path, Config
     if (output / "run.json").exists():
         raise ReidError(f"{output} holds a single run, and with --seeds the runs lie in {output}/seed-N: give another "
                         "--output")  # fmt: skip
-    runs = {seed: (seed_folder(output, seed), recipes.from_dict(recipes.Config, recipes.as_dict(config) | {"seed": seed}, "--seeds")) for seed in args.seeds}
+    runs = {
+        seed: (
+            seed_folder(output, seed),
+            recipes.from_dict(recipes.Config, recipes.as_dict(config) | {"seed": seed}, "--seeds"),
+        )
+        for seed in args.seeds
+    }
     with in_turn():
         splits = read_data(args)
     for folder, recipe in runs.values():

@@ -132,6 +132,8 @@ def hash_file(*paths: str | os.PathLike[str]) -> str:
             while block := stream.read(1 << 20):
                 sha.update(block)
     return sha.hexdigest()
+
+
 def open_regular(path: str | os.PathLike[str], *, at_most: int | None = None) -> BinaryIO:
     """Opens a file to read its bytes, without waiting for what is none.
 

@@ -12,7 +12,6 @@ Pid = int | str
 Field = str | int | float
 
 
-
 def parse_time(text: str) -> float:
     """ISO 8601, or seconds since 1970 -> seconds since 1970; UTC where no zone is given. Raises ReidError.
 
@@ -68,7 +67,3 @@ def parse_pid(text: str) -> int | str | None:
     """
     text = text.strip()
     return int(text) if re.fullmatch(r"0|-?[1-9]\d{0,17}", text) else text or None
-
-
-
-

@@ -1,7 +1,7 @@
 """The searchable gallery: feature vectors, what is known of their images, and the model that made them.
 
-It is one folder, or a collection of Milvus (`reid.gallery.milvus.gallery`): `Gallery.create` and `Gallery.open` take either
-place and give the same interface. A folder holds
+It is one folder, or a collection of Milvus (`reid.gallery.milvus.gallery`): `Gallery.create` and `Gallery.open` take
+either place and give the same interface. A folder holds
 
     manifest.json        what never changes: format version, model fingerprint, input size, dimension, metric
     gallery.sqlite       what is in it: key, path, content hash, pid, camid, times and free fields of every image, and

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from reid.retrieval.calibration import Calibration
 
 
-
 class Answer(NamedTuple):
     """One image that was found."""
 

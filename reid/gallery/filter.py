@@ -67,5 +67,3 @@ class Filter:
             marks = "".join(" OR path = ?" for _ in strange)
             add(f"(path IN {one_of}{marks})", json.dumps([t for t in texts if isinstance(t, str)]), *strange)
         return " AND ".join(parts), tuple(values)
-
-

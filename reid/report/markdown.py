@@ -43,9 +43,10 @@ def write_report(
     """Writes ranked.png, scores.png, curves.png (with a `history`), report.md and metrics.json into `output`.
 
     Features are (Q, D) and (G, D) of unit length, rows as in `splits.query` and `splits.gallery`; memory-mapped ones
-    are read in blocks. They, and the `bonus` (see `reid.retrieval.evaluate`), are what `method` says. `history` is training's,
-    one dict an epoch (see `reid.report.sheets.draw_curves`). Each file is written whole; metrics.json comes last, so where
-    it is, the report is complete.
+    are read in blocks. They, and the `bonus` (see `reid.retrieval.evaluate`), are what `method` says. `history` is
+    training's,
+    one dict an epoch (see `reid.report.sheets.draw_curves`). Each file is written whole; metrics.json comes last, so
+    where it is, the report is complete.
     """
     chosen = choose_queries(scores.average_precision)
     rows = ranked_rows(chosen, splits, scores, query_features, gallery_features, bonus=bonus)

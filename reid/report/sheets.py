@@ -277,5 +277,3 @@ def _text(
 def _save(image: Image.Image, output: str | os.PathLike[str]) -> None:
     with atomic_file(output) as temporary:
         image.save(temporary, format="PNG")
-
-

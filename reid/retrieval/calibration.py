@@ -199,7 +199,8 @@ def achieved(
     searched for in the images of the other half: searched both ways, two people who look alike would count twice, and
     the interval would come out too narrow.
 
-    The interval is that of the people who are searched for (`reid.retrieval.bootstrap`). It is too narrow where it rests on fewer
+    The interval is that of the people who are searched for (`reid.retrieval.bootstrap`). It is too narrow where it
+    rests on fewer
     than about ten people with a false accept. It holds neither who is enrolled nor the error of the threshold, which
     is learnt from people too: learnt from few, the asked rate is outside more often than 1 time in 20.
 

@@ -1,6 +1,7 @@
 """People without labels: groups crops into identities by density over re-ranked distances, and says how good they are.
 
-The distance of two crops is the Jaccard distance of their k-reciprocal neighbourhoods (`reid.retrieval.rerank`), of which only
+The distance of two crops is the Jaccard distance of their k-reciprocal neighbourhoods (`reid.retrieval.rerank`), of
+which only
 the pairs that overlap are held, so that memory grows with the neighbours and not with the square of the crops.
 """
 
@@ -47,8 +48,8 @@ def find_people(
 ) -> np.ndarray:
     """Labels (N,) as `cluster` gives them, of features (N, D), float32 of unit length.
 
-    k1, k2: neighbours, as in `reid.retrieval.rerank`; k1 about as many as a person has crops. progress: shows a bar on stderr.
-    Raises ReidError.
+    k1, k2: neighbours, as in `reid.retrieval.rerank`; k1 about as many as a person has crops. progress: shows a bar on
+    stderr. Raises ReidError.
     """
     similarity = jaccard(features, k1=k1, k2=k2, progress=progress)
     return cluster(similarity, distance=distance, min_images=min_images)

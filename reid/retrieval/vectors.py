@@ -12,7 +12,6 @@ GRID = np.float32(2.0**26)
 STEP = 4096  # rows of features at a time
 
 
-
 UNIT_TOLERANCE = 1e-4  # a row whose length is this near to 1 counts as unit and is taken as it is
 
 

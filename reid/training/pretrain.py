@@ -3,7 +3,8 @@
     folder = read_folder("IMAGENET")    # IMAGENET/train/CLASS/*.JPEG and IMAGENET/val/CLASS/*.JPEG
     pretrain(folder, config, Path("runs/pretrain-scgnet_l"))
 
-Started by torchrun, several processes share each batch. What a run is made of is here, how it runs in `reid.training.loop`.
+Started by torchrun, several processes share each batch. What a run is made of is here, how it runs in
+`reid.training.loop`.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ def repair(database: Database) -> list[Entry]:
             damage = _sound(db)
         if damage:
             raise ReidError(
-                f"gallery {database.path}: {DATABASE} is damaged ({damage[0]}) and cannot be repaired: take it from a copy, or "
-                "index the images again"
+                f"gallery {database.path}: {DATABASE} is damaged ({damage[0]}) and cannot be repaired: take it "
+                "from a copy, or index the images again"
             )
         with database.writing(locked=True) as db:
             gone: set[int] = set()

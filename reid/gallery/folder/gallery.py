@@ -295,7 +295,9 @@ class FolderGallery(Gallery):
                 entries = [entry_of(row) for row in theirs]
                 keys = [entry.key for entry in entries]
                 none = np.empty((0, self._database.layout(db).width), self._database.layout(db).kind)
-                traces = np.concatenate([none, *(s.vectors[np.isin(s.keys, keys)] for s in self._database.segments(db))])
+                traces = np.concatenate(
+                    [none, *(s.vectors[np.isin(s.keys, keys)] for s in self._database.segments(db))]
+                )
                 self._database.remove(db, keys, purge=True)
                 presets.learn(self._database, db)
             return prove(self._database, entries, traces)
@@ -369,5 +371,3 @@ def _size(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             size += file.stat().st_size
     return size
-
-

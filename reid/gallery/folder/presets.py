@@ -7,7 +7,7 @@
 
 What is learnt is learnt on the gallery itself, once it has 1,000 images; until then every preset is `exact`. Images
 that come later get codes at once, and are searched exactly until the index takes them in: when they are more than an
-eighth of it. 
+eighth of it.
 """
 
 from __future__ import annotations

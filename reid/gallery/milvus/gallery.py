@@ -227,7 +227,10 @@ class MilvusGallery(Gallery):
 
     def _with_hashes(self, hashes: Sequence[str]) -> set[str]:
         with self.reading():
-            return {row["hash"] for row in self._writer.among("hash", [x for x in set(hashes) if x], ["hash"], self._where(None))}
+            return {
+                row["hash"]
+                for row in self._writer.among("hash", [x for x in set(hashes) if x], ["hash"], self._where(None))
+            }
 
     # ---- search
 
