@@ -242,7 +242,7 @@ def test_a_measurement_has_a_process_of_its_own(people: Path) -> None:
 
 
 def test_a_measurement_that_fails_says_why(people: Path) -> None:
-    with pytest.raises(RuntimeError, match="config: p must be"):
+    with pytest.raises(RuntimeError, match="p must be at least 2"):
         bench.Bench(arguments(people)).measure("limit", ["p=1"])
 
 
