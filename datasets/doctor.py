@@ -3,8 +3,9 @@
     python run_reid.py check-data --dataset NAME --data-root DIR
 
 Problems spoil a training or its figures: unreadable images, identities shared between training and test, the same
-picture on both sides of a split, labeled and detected mixed up. Notes are worth knowing: counts that differ from the
-official ones, queries that no gallery image can answer, very small images.
+picture on both sides of a split or as two persons, labeled and detected mixed up, nothing to score (no query, one
+camera alone, no query with an answer). Notes are worth knowing: counts that differ from the official ones, some queries
+that no gallery image can answer, copies of a picture as one person, very small images.
 """
 
 from __future__ import annotations
@@ -140,9 +141,15 @@ def _judge(report: Report, copies: Mapping[str, list[_Copy]], shown: _Relative) 
     for pair, found in copies.items():
         first, second = pair.split("-")
         if first == second:
-            several = sum(len({sample.pid for sample in copy.first}) > 1 for copy in found)
-            under = f" ({several} of them as two persons or more)" if several else ""
-            notes.append(f"{len(found)} pictures are in {first} more than once{under}: {_pictures(found, shown)}")
+            contradict = [copy for copy in found if _is_of_several(copy)]
+            agree = [copy for copy in found if not _is_of_several(copy)]
+            if contradict:
+                problems.append(
+                    f"{len(contradict)} pictures are in {first} as two persons or more (join the persons, or leave the "
+                    f"wrong one's out): {_pictures(contradict, shown)}"
+                )
+            if agree:
+                notes.append(f"{len(agree)} pictures are in {first} more than once: {_pictures(agree, shown)}")
             continue
         harmless = [copy for copy in found if pair == "query-gallery" and _is_dropped(copy)]
         harmful = [copy for copy in found if copy not in harmless]
@@ -153,7 +160,10 @@ def _judge(report: Report, copies: Mapping[str, list[_Copy]], shown: _Relative) 
             )
         if harmful:
             problems.append(f"{len(harmful)} pictures are in {first} and in {second}: {_pictures(harmful, shown)}")
-    if report.queries_without_match:
+    nothing = _nothing_to_score(report)
+    if nothing:
+        problems.append(nothing)
+    elif report.queries_without_match:
         notes.append(
             f"{len(report.queries_without_match)} queries have no gallery image of the person by another camera and "
             f"are left out of the means: {parse.some(report.queries_without_match, 10)}"
@@ -162,6 +172,25 @@ def _judge(report: Report, copies: Mapping[str, list[_Copy]], shown: _Relative) 
         notes.append(
             f"{len(report.small)} images are under {SMALL[0]}x{SMALL[1]} pixels: {parse.some(report.small, 10)}"
         )
+
+
+def _nothing_to_score(report: Report) -> str:
+    """Why the test has no figure at all, and what to do; "" where it has one."""
+    queries = report.counts["query"].images
+    cameras = {*report.counts["query"].cameras, *report.counts["gallery"].cameras}
+    if not queries:
+        return "there are no queries, so nothing can be scored; give two images or more of the persons to test on"
+    if len(report.queries_without_match) < queries:
+        return ""
+    if len(cameras) == 1:
+        return (
+            f"query and gallery are of one camera alone, camera {cameras.pop()}: only another camera answers a query, "
+            "so nothing can be scored; number the cameras if there are several, or add images of a second one"
+        )
+    return (
+        f"none of the {queries} queries has a gallery image of its person by another camera, so nothing can be scored; "
+        f"check how persons and cameras are named in query and gallery: {parse.some(report.queries_without_match)}"
+    )
 
 
 class _Copy(NamedTuple):
@@ -187,6 +216,11 @@ def _copies(lists: Mapping[str, list[Sample]], facts: Mapping[str, Facts]) -> di
         for first, second in combinations(holders, 2):
             found[f"{first}-{second}"].append(_Copy(holders[first], holders[second]))
     return dict(found)
+
+
+def _is_of_several(copy: _Copy) -> bool:
+    """The picture is called two persons, or a person and a distractor."""
+    return len({sample.pid for sample in copy.first if sample.pid != JUNK}) > 1
 
 
 def _is_dropped(copy: _Copy) -> bool:

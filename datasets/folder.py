@@ -73,10 +73,11 @@ def read(root: Path) -> Splits:
     nobody = _nobody(rows)
     named = sorted({row.person for row in rows} - nobody.keys())
     pids = {person: pid for pid, person in enumerate(named, start=1)} | nobody
-    junk = [row for row in rows if row.split != "gallery" and pids[row.person] <= 0]
-    if junk:
-        rows = [row for row in rows if row not in junk]
-        warnings.append(f"folder: left out {len(junk)} images of training and queries that are nobody's (person -1)")
+    kept = [row for row in rows if row.split == "gallery" or pids[row.person] > 0]
+    if len(kept) < len(rows):
+        junk = len(rows) - len(kept)
+        warnings.append(f"folder: left out {junk} images of training and queries that are nobody's (person -1)")
+        rows = kept
     given = any(row.split for row in rows)
     lists: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     if given:
@@ -91,7 +92,9 @@ def read(root: Path) -> Splits:
             warnings.append("folder: there are no training images: good for evaluation only")
     else:
         if len(named) < 2:
-            raise ReidError(f"folder: expected two persons or more in {root}, found one: nobody is left to test on")
+            raise ReidError(
+                f"folder: expected two persons or more in {root}, found {len(named)}: nobody is left to test on"
+            )
         divide([Sample(row.path, pids[row.person], row.camid) for row in rows], lists)
     train, query, gallery = (sorted(lists[split]) for split in SPLITS)
     return Splits("folder", str(found), train, query, gallery, None, warnings)

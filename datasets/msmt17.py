@@ -4,8 +4,8 @@
 mask_test_v2/; both hold list_train.txt, list_val.txt, list_query.txt and list_gallery.txt. A line of a list is an image
 and its person, `0000/0000_000_01_0303morning_0008_0.jpg 0`; the third number of the name is the camera, 1 to 15.
 
-Where both versions lie in the folder that is named, V1 is read, aloud: torchreid and fastreid look for V1 first, so
-that most published figures are V1's. Name MSMT17_V2 itself to have V2; figures of the two are not to be mixed.
+Where both versions lie in the folder that is named, V1 is read, aloud, as torchreid and fastreid do: V2 came later, and
+the figures of the paper and of torchreid are V1's. Name MSMT17_V2 itself to have V2. Figures of the two are not mixed.
 
 Training is list_train and list_val together (32,621 images), the published count. The lists number the persons of
 training and those of the test from 0 each; here a person of training is its number + 1 (1 to 1041), one of the test its

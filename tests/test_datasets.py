@@ -207,7 +207,12 @@ PUBLISHED = {
     "dukemtmc": [(16522, 702), (2228, 702), (17661, 1110)],
     "cuhk03np_labeled": [(7368, 767), (1400, 700), (5328, 700)],
     "cuhk03np_detected": [(7365, 767), (1400, 700), (5332, 700)],
+    "msmt17": [(32621, 1041), (11659, 3060), (82161, 3060)],
 }
+
+
+def test_every_official_count_is_written_here_too():
+    assert PUBLISHED.keys() == datasets.OFFICIAL.keys()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -454,6 +459,77 @@ def test_folder_mistakes(tree, said, tmp_path):
     assert said in fails("folder", plant(tmp_path, tree))
 
 
+@pytest.mark.parametrize("folders", [("train", "gallery"), ("bounding_box_train", "bounding_box_test")])
+def test_flat_folders_tell_the_person_by_name(folders, tmp_path):
+    train, gallery = folders
+    tree = {
+        train: ["0007_c12s1_000001_01.jpg", "-1_c1s1_000001_01.jpg", "Thumbs.db"],
+        "query": ["1502_c1s1_000002_00.jpg.jpg", "-1_c2s1_000002_00.jpg"],
+        gallery: ["1502_c7s1_000003_01.PNG", "0000_c1s1_000004_01.jpg", "-1_c1s1_000005_01.jpg", "list.txt"],
+    }
+    splits = datasets.read("folder", plant(tmp_path, tree))
+    assert triples(splits.train, tmp_path) == [(f"{train}/0007_c12s1_000001_01.jpg", 1, 12)]
+    assert triples(splits.query, tmp_path) == [("query/1502_c1s1_000002_00.jpg.jpg", 2, 1)]
+    assert triples(splits.gallery, tmp_path) == [
+        (f"{gallery}/-1_c1s1_000005_01.jpg", JUNK, 1),
+        (f"{gallery}/0000_c1s1_000004_01.jpg", DISTRACTOR, 1),
+        (f"{gallery}/1502_c7s1_000003_01.PNG", 2, 7),
+    ]
+    assert splits.warnings == [
+        "folder: left out 1 files and folders that hold no images: list.txt",
+        "folder: left out 2 images of training and queries that are nobody's (person -1)",
+    ]
+
+
+def test_person_0000_who_is_asked_for_is_a_person(tmp_path):
+    splits = datasets.read("folder", plant(tmp_path, {"query": ["0000_c1_1.jpg"], "gallery": ["0000_c2_1.jpg"]}))
+    assert [(s.pid, s.camid) for s in splits.query + splits.gallery] == [(1, 1), (1, 2)]
+
+
+def test_one_flat_folder_is_divided(tmp_path):
+    splits = datasets.read("folder", plant(tmp_path, {".": ["anna-cam1.jpg", "bert_c1_1.jpg", "bert_c2_1.jpg"]}))
+    assert triples(splits.train, tmp_path) == [("anna-cam1.jpg", 1, 1)]
+    assert triples(splits.query, tmp_path) == [("bert_c1_1.jpg", 2, 1)]
+    assert triples(splits.gallery, tmp_path) == [("bert_c2_1.jpg", 2, 2)]
+
+
+def test_images_beside_the_persons_folders_are_left_out_aloud(tmp_path):
+    splits = datasets.read("folder", plant(tmp_path, {".": ["all_c1.jpg"], "a": ["c1.jpg"], "b": ["c1.jpg", "c2.jpg"]}))
+    assert len(splits.train + splits.query + splits.gallery) == 3
+    assert splits.warnings == ["folder: left out 1 files and folders that hold no images: all_c1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tree", "said"),
+    [
+        # one's own images, given to another reader: what was seen, and what reads it
+        ("market1501", {"train": [], "query": [], "gallery": []}, "which holds gallery, query, train; "),
+        ("dukemtmc", {".": ["list.csv"]}, "which holds list.csv; "),
+        ("msmt17", {"query": [], "gallery": []}, "which holds gallery, query; "),
+        ("market1501", MARKET | {"query": ["0001_c7s1_1.jpg", "0001_c12s1_1.jpg"]}, "(camera 7, 12: market1501 has"),
+        ("market1501", MARKET | {"query": ["1502_c1s1_000001_00.jpg"]}, "(person 1502: market1501 has none such)"),
+    ],
+)
+def test_one_s_own_images_are_sent_to_their_reader(name, tree, said, tmp_path):
+    message = fails(name, plant(tmp_path, tree))
+    assert said in message
+    assert "one's own images are read as the data set folder" in message
+
+
+@pytest.mark.parametrize("name", ["market1501", "cuhk03np_labeled", "msmt17"])
+def test_a_csv_given_to_another_reader_is_sent_to_its_own(name, tmp_path):
+    (tmp_path / "list.csv").touch()
+    assert "list.csv (a file; a CSV is read as the data set folder)" in fails(name, tmp_path / "list.csv")
+
+
+def test_a_flat_folder_without_cameras_says_what_was_seen(tmp_path):
+    plant(tmp_path, {"campus": [f"{person:04d}{image:03d}.png" for person in (1, 2) for image in (1, 2, 3, 4)]})
+    message = fails("folder", tmp_path / "campus")
+    assert f"found 8 images in {tmp_path / 'campus'} and no folder a person, but 8 of their names" in message
+    assert "0001001.png, 0001002.png, 0001003.png and 5 more" in message
+    assert "list them in a CSV with path,pid,camid" in message
+
+
 def write_csv(path: Path, rows: list[list[str]], encoding: str = "utf-8") -> Path:
     with path.open("w", newline="", encoding=encoding) as stream:
         csv.writer(stream).writerows(rows)
@@ -518,6 +594,33 @@ def test_csv_files_that_are_none(tmp_path):
     (tmp_path / "second.csv").touch()
     assert "expected one CSV" in fails("folder", tmp_path)
     assert "no such folder or file" in fails("folder", tmp_path / "third.csv")
+
+
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_a_csv_s_separator_is_seen(separator, tmp_path):
+    plant(tmp_path, {"a": ["1.jpg", "2;3.jpg"]})
+    lines = [["camid", "split", "pid", "path"], ["4", "query", "x", "a/1.jpg"], ["7", "gallery", "x", "a/2;3.jpg"]]
+    with (tmp_path / "list.csv").open("w", newline="") as stream:
+        csv.writer(stream, delimiter=separator).writerows(lines)
+    splits = datasets.read("folder", tmp_path)
+    assert triples(splits.query, tmp_path) == [("a/1.jpg", 1, 4)]
+    assert triples(splits.gallery, tmp_path) == [("a/2;3.jpg", 1, 7)]
+
+
+@pytest.mark.parametrize("camid", ["12345678901234567890", "9" * 5000, "1e3", ""])
+def test_a_camera_that_is_no_number_of_one_is_refused_by_its_line(camid, tmp_path):
+    (tmp_path / "1.jpg").touch()
+    message = fails("folder", write_csv(tmp_path / "list.csv", [HEADER, ["1.jpg", "a", camid]]))
+    assert "line 2: expected a camid that is a whole number from 0 of at most 9 digits" in message
+    assert len(message) < 400
+
+
+def test_the_longest_camera_numbers(tmp_path):
+    plant(tmp_path, {"query/a": ["c999999999.jpg"], "gallery/a": ["c0000000000012.jpg"]})
+    splits = datasets.read("folder", tmp_path)
+    assert [splits.query[0].camid, splits.gallery[0].camid] == [999999999, 12]
+    plant(tmp_path, {"gallery/a": ["c12345678901234567890_1.jpg"]})
+    assert "a/c12345678901234567890_1.jpg" in fails("folder", tmp_path)
 
 
 def test_a_minus_one_in_a_csv_is_said_to_be_a_person(tmp_path):
@@ -623,44 +726,6 @@ def test_an_archive_unpacked_into_a_folder_of_its_own_name_is_found(name, tmp_pa
     assert datasets.read(name, tmp_path).query
 
 
-def msmt17(root, version="MSMT17_V1", train="train", test="test"):
-    """Two training people of which one is for validation, one test person by two cameras; pids from 0 on both sides."""
-    lists = {"train": (train, [(0, "0000_000_01_0303morning_0015_0.jpg")]),
-             "val": (train, [(1, "0001_001_15_0303noon_0036_1.jpg")]),
-             "query": (test, [(0, "0000_000_03_0303afternoon_0015_0.jpg")]),
-             "gallery": (test, [(0, "0000_001_04_0303morning_0015_0.jpg")])}  # fmt: skip
-    for split, (below, images) in lists.items():
-        lines = []
-        for pid, name in images:
-            place = root / version / below / f"{pid:04d}"
-            place.mkdir(parents=True, exist_ok=True)
-            (place / name).touch()
-            lines.append(f"{pid:04d}/{name} {pid}\n")
-        (root / version / f"list_{split}.txt").write_text("".join(lines))
-    return root / version
-
-
-@pytest.mark.parametrize(("version", "train", "test"), [("MSMT17_V1", "train", "test"),
-                                                        ("MSMT17_V2", "mask_train_v2", "mask_test_v2")])  # fmt: skip
-def test_msmt17_reads_its_lists(tmp_path, version, train, test):
-    msmt17(tmp_path, version, train, test)
-    splits = datasets.read("msmt17", tmp_path)
-    assert [s.camid for s in splits.train] == [1, 15], "train and val together"
-    assert [s.camid for s in (*splits.query, *splits.gallery)] == [3, 4]
-    assert splits.query[0].pid == splits.gallery[0].pid > 0
-    assert not {s.pid for s in splits.train} & {s.pid for s in splits.query}, "numbered from 0 on both sides"
-    assert all(s.pid > 0 for s in splits.train) and splits.official_split is False
-
-
-def test_msmt17_names_what_its_lists_get_wrong(tmp_path):
-    own = msmt17(tmp_path)
-    whole = (own / "list_query.txt").read_text()
-    for line, said in (("0000/absent_000_03_x.jpg 0\n", "list_query.txt"), ("../../x.jpg 0\n", "list_query.txt"),
-                       (whole.replace(" 0", " 7"), "list_query.txt")):  # fmt: skip
-        (own / "list_query.txt").write_text(line)
-        assert said in fails("msmt17", tmp_path)
-
-
 @needs_real
 def test_the_official_market1501_has_its_counts():
     splits = datasets.read("market1501", REAL / "market1501")
@@ -671,6 +736,7 @@ def test_the_official_market1501_has_its_counts():
     assert (query.images, query.identities) == (3368, 750)
     assert query.cameras == {1: 668, 2: 530, 3: 717, 4: 248, 5: 622, 6: 583}
     assert (gallery.images, gallery.identities, gallery.distractors, gallery.junk) == (19732, 750, 2798, 3819)
+    assert gallery.cameras == {1: 3156, 2: 2944, 3: 3803, 4: 1671, 5: 3814, 6: 4344}
     places = Counter((s.pid, s.camid) for s in splits.gallery)
     of_person = Counter(s.pid for s in splits.gallery)
     matches = [of_person[s.pid] - places[s.pid, s.camid] for s in splits.query]

@@ -166,13 +166,62 @@ def test_a_query_in_the_gallery_is_a_problem_where_it_is_ranked(target, ok, tmp_
     assert query in line_with(report.notes if ok else report.problems, "1 pictures are in query and in gallery")
 
 
-def test_copies_within_a_split_are_a_note(tmp_path):
+def test_copies_of_one_person_within_a_split_are_a_note(tmp_path):
     root = draw(tmp_path, MARKET)
-    shutil.copy(root / MARKET[0], root / MARKET[2])
+    shutil.copy(root / MARKET[0], root / MARKET[1])
     report = examine(root)
     assert report.ok
-    assert report.duplicates == {"train-train": [[MARKET[0], MARKET[2]]]}
-    line_with(report.notes, "1 pictures are in train more than once (1 of them as two persons or more)")
+    assert report.duplicates == {"train-train": [[MARKET[0], MARKET[1]]]}
+    line_with(report.notes, "1 pictures are in train more than once: ")
+
+
+@pytest.mark.parametrize(
+    ("split", "first", "second"),
+    [("train", MARKET[0], MARKET[2]), ("query", MARKET[3], MARKET[4]), ("gallery", MARKET[6], MARKET[8])],
+)
+def test_a_picture_of_two_persons_within_a_split_is_a_problem(split, first, second, tmp_path):
+    root = draw(tmp_path, MARKET)  # the last: a person and a distractor, so that the right answer counts as wrong
+    shutil.copy(root / first, root / second)
+    report = examine(root)
+    assert report.duplicates == {f"{split}-{split}": [sorted([first, second])]}
+    line = line_with(report.problems, f"1 pictures are in {split} as two persons or more")
+    assert first in line and second in line
+    assert not report.ok
+    assert not any("more than once" in line for line in report.notes)
+
+
+def test_a_person_s_copy_that_is_junk_too_is_a_note(tmp_path):
+    root = draw(tmp_path, MARKET)
+    shutil.copy(root / MARKET[6], root / MARKET[9])
+    report = examine(root)
+    assert report.ok
+    line_with(report.notes, "1 pictures are in gallery more than once: ")
+
+
+@pytest.mark.parametrize(
+    ("names", "unmatched", "said"),
+    [
+        # one camera: with its number
+        (["query/anna/c5_1.jpg", "gallery/anna/c5_2.jpg", "gallery/bert/c5_1.jpg"], 1, "one camera alone, camera 5"),
+        # two cameras, but nobody is seen by both
+        (["query/anna/c1_1.jpg", "gallery/bert/c2_1.jpg"], 1, "none of the 1 queries has a gallery image"),
+        # divided: nobody to test on has a second image
+        (["anna/c1_1.jpg", "anna/c2_1.jpg", "bert/c1_1.jpg"], 0, "there are no queries"),
+    ],
+)
+def test_nothing_to_score_is_a_problem(names, unmatched, said, tmp_path):
+    report = examine(draw(tmp_path, names), "folder")
+    assert len(report.queries_without_match) == unmatched
+    assert report.problems == [line_with(report.problems, said)]
+    assert "nothing can be scored" in report.problems[0]
+    assert not any("left out of the means" in line for line in report.notes)
+
+
+def test_one_query_that_matches_is_enough_to_score(tmp_path):
+    names = ["query/anna/c1_1.jpg", "query/bert/c1_1.jpg", "gallery/anna/c2_1.jpg", "gallery/bert/c1_2.jpg"]
+    report = examine(draw(tmp_path, names), "folder")
+    assert report.ok
+    line_with(report.notes, "1 queries have no gallery image of the person by another camera")
 
 
 def test_tiny_images_are_a_note(tmp_path):
