@@ -135,22 +135,28 @@ def _add(
     gallery: Gallery, vectors: np.ndarray, paths: list[str], hashes: dict[str, str], by_path: dict[str, ImageRecord]
 ) -> Added:
     """Adds those that are still new: another process may have added some of them meanwhile."""
-    known = gallery.known(paths, [hashes[path] for path in paths])
-    rows = [row for row, is_known in enumerate(known) if not is_known]
-    new = [paths[row] for row in rows]
-    chosen = [by_path[path] for path in new]
-    before = len(gallery)
-    gallery.add(
-        vectors if len(rows) == len(paths) else vectors[rows],
-        new,
-        [image.pid for image in chosen],
-        [image.camid for image in chosen],
-        [image.time for image in chosen],
-        [image.fields for image in chosen],
-        [hashes[path] for path in new],
-    )
-    total = len(gallery)
-    return Added(len(new), max(0, before + len(new) - total), 0, total)
+    while True:
+        known = gallery.known(paths, [hashes[path] for path in paths])
+        rows = [row for row, is_known in enumerate(known) if not is_known]
+        new = [paths[row] for row in rows]
+        chosen = [by_path[path] for path in new]
+        before = len(gallery)
+        try:
+            gallery.add(
+                vectors if len(rows) == len(paths) else vectors[rows],
+                new,
+                [image.pid for image in chosen],
+                [image.camid for image in chosen],
+                [image.time for image in chosen],
+                [image.fields for image in chosen],
+                [hashes[path] for path in new],
+            )
+        except ReidError:
+            if gallery.known(paths, [hashes[path] for path in paths]) == known:
+                raise
+            continue  # between the question and the addition others came in
+        total = len(gallery)
+        return Added(len(new), max(0, before + len(new) - total), 0, total)
 
 
 def create(place: str | os.PathLike[str], embedder: Embedder, weights: Path) -> Gallery:

@@ -6,6 +6,7 @@ features = Embedder("model.safetensors").embed(paths)
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import time
@@ -112,7 +113,7 @@ class Embedder:
         """Rows go to the end of a journal whose first line says of what they are, each with its checksum; whole, it
         becomes .npy. The journal is this process's alone meanwhile."""
         of = {"fingerprint": self.fingerprint, "paths": identity(paths), "dimension": self.dimension}
-        known = _whole_array(save, of)
+        known = _whole_array(save, of, len(paths))
         if known is not None:
             return known
         save.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ class Embedder:
                 raise ReidError(
                     f"another process embeds the same images into {save.parent}: wait for it, then run it again"
                 ) from None
-            known = _whole_array(save, of)  # another process may have made it meanwhile
+            known = _whole_array(save, of, len(paths))  # another process may have made it meanwhile
             if known is not None:
                 journal.unlink()
                 return known
@@ -156,8 +157,7 @@ class Embedder:
         journal.seek(start)
         total = 0
         with atomic_file(save) as temporary, temporary.open("wb") as file:
-            array = {"descr": "<f4", "fortran_order": False, "shape": (count, self.dimension)}
-            np.lib.format.write_array_header_1_0(file, array)
+            file.write(_header(count, self.dimension))
             for first in range(0, count, _BLOCK):
                 block = np.frombuffer(journal.read(min(_BLOCK, count - first) * record.itemsize), record)
                 rows = np.ascontiguousarray(block["row"])
@@ -189,18 +189,29 @@ def _rows_in(journal: BinaryIO, header: bytes, record: np.dtype[Any]) -> int:
     return done
 
 
-def _whole_array(save: Path, of: dict[str, Any]) -> np.ndarray | None:
+def _header(count: int, dimension: int) -> bytes:
+    """How a .npy file of (count, dimension) float32 begins."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)})
+    return header.getvalue()
+
+
+def _whole_array(save: Path, of: dict[str, Any], count: int) -> np.ndarray | None:
     """What was embedded before, mapped; None where it is absent, of something else, or not what was written."""
+    header = _header(count, of["dimension"])
     try:
         label = json.loads(save.with_suffix(".json").read_text(encoding="utf-8"))
         if not isinstance(label, dict) or {key: label.get(key) for key in of} != of:
             return None
-        found: np.ndarray = np.load(save, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError):  # SyntaxError: of a damaged header
-        return None
-    if found.ndim != 2 or found.shape[1] != of["dimension"] or found.dtype != np.float32:
+        with save.open("rb") as file:  # compared, not parsed: numpy's parser raises whatever damage makes of it
+            if file.read(len(header)) != header:
+                return None
+        if save.stat().st_size != len(header) + 4 * count * of["dimension"]:
+            return None
+    except (OSError, ValueError):
         return None
     total = 0
+    found: np.ndarray = np.load(save, mmap_mode="r", allow_pickle=False)
     for start in range(0, len(found), _BLOCK):
         total = zlib.crc32(np.ascontiguousarray(found[start : start + _BLOCK]).tobytes(), total)
     return found if total == label.get("checksum") else None
