@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import run_reid
 from reid.core.files import locked
 from reid.gallery import Gallery, check, hash_file
 from reid.models.embedder import Embedder
@@ -87,6 +89,24 @@ def test_a_changed_cache_is_embedded_again(
         data[place] ^= 4
         file.write_bytes(data)
         np.testing.assert_array_equal(embedder.embed(paths, save=save), expected)
+
+
+def test_the_working_folder_may_be_the_gallery(
+    paths: list[str], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--weights", str(weights), "--gallery"]
+    assert run_reid.main(["index", *paths[:4], *words, str(tmp_path / "people")]) == 0
+    monkeypatch.chdir(tmp_path / "people")
+    assert run_reid.main(["index", *paths[:6], *words, "."]) == 0
+    assert "2 images added, 6 in all, 4 were there already" in " ".join(capsys.readouterr().out.split()).replace(
+        "content", ""
+    )
+    assert run_reid.main(["search", ".", paths[0], "--top-k", "10000000000", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 6, "more than there are"
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert run_reid.main(["index", *paths[:6], *words, "."]) == 2
+    assert "the working folder cannot become one; name a new folder" in capsys.readouterr().err
 
 
 def test_a_lock_is_no_link_and_keeps_its_content(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def search(
         searched = gallery.count(filter)
         threshold = _threshold(calibration, max_false_accept, searched)
         options: dict[str, Any] = {"filter": filter, "group_by": group_by}
+        top_k = min(top_k, max(searched, 1))  # there are no more to be found
         if rerank is None:
             ranking = gallery.search(vectors, top_k, **options)
         else:

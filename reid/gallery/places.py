@@ -25,7 +25,7 @@ def kind_of(place: str | os.PathLike[str]) -> Any:
 def scratch_of(place: str | os.PathLike[str]) -> Path:
     """A folder of this machine for what is under way to a gallery: beside it, or in the cache."""
     if not is_milvus(place):
-        folder = Path(place)
+        folder = Path(os.path.abspath(place))
         return folder.with_name(f".{folder.name}-embedding")
     return cache_folder() / f"embedding-{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}"
 

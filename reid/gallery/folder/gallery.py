@@ -74,6 +74,8 @@ class FolderGallery(Gallery):
             raise ReidError(
                 f"gallery {path}: exists already and is not empty; open it, or choose or empty another folder"
             )
+        if path.is_dir() and os.path.samefile(path, os.curdir):
+            raise ReidError(f"gallery {path}: the working folder cannot become one; name a new folder, such as people")
         check_new(path, dimension, model)
         height, width = map(int, input_size)
         with told(path, writing=True), atomic_folder(path) as folder:
