@@ -15,9 +15,6 @@ is its own first neighbour; equally near ones rank by their place, queries befor
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
-
 import numpy as np
 from scipy.sparse import csr_array, vstack
 from tqdm import tqdm
@@ -28,7 +25,6 @@ from reid.retrieval.knn_graph import Neighbours, nearest_of_each, similarities
 from reid.retrieval.vectors import Stack, check_pair, check_set
 
 K1, K2, LAMBDA = 20, 6, 0.3  # the paper's
-Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 _ROWS = 1024  # encoded at a time
 _PAIRS = 2**19  # of encoded neighbours that are compared at a time
@@ -72,53 +68,6 @@ def jaccard(features: np.ndarray, *, k1: int = K1, k2: int = K2, progress: bool 
     similar = _Encoder(stack, lists, k1, k2).jaccard(np.arange(len(features)), progress)
     similar.setdiag(1)
     return similar
-
-
-class Reranker:
-    """Re-ranks one query at a time against a gallery that stays: as `rerank` does with that query alone.
-
-    The gallery's own neighbours are searched once, before the first query.
-    """
-
-    def __init__(
-        self,
-        gallery: np.ndarray,
-        *,
-        k1: int = K1,
-        k2: int = K2,
-        lambda_: float = LAMBDA,
-        search: Search | None = None,
-        progress: bool = False,
-    ) -> None:
-        """gallery (G, D), options and errors as in `rerank`.
-
-        search: finds the gallery's neighbours, an index over the gallery for example; by default they are searched
-        exactly. search(vectors (n, D), k) is scores (n, k) and gallery rows (n, k), nearest first, k at most G.
-        """
-        _check_options(k1, k2, lambda_)
-        check_set(gallery, "gallery")
-        self.gallery, self.k1, self.k2, self.lambda_ = gallery, k1, k2, lambda_
-        self.search, self.progress = search, progress
-
-    def scores(self, query: np.ndarray) -> np.ndarray:
-        """Of a query (D,): cosine similarity and bonus together, (G,) float32, higher is nearer. Raises ReidError."""
-        query = query[None]
-        check_pair(query, self.gallery)
-        features = Stack(query, self.gallery)
-        own = np.zeros(len(self.gallery), np.int64)
-        cosine = similarities(Stack(query), Stack(self.gallery), own, np.arange(len(self.gallery)))
-        lists = _with_query(self.lists, cosine, max(self.k1 + 1, self.k2))
-        similar = _Encoder(features, lists, self.k1, self.k2).jaccard(np.zeros(1, np.int64))
-        bonus = _bonus(similar[:, 1:], lists.lowest[:1], self.lambda_)
-        return np.asarray(cosine + bonus.toarray()[0])
-
-    @cached_property
-    def lists(self) -> Neighbours:
-        """The gallery's neighbours in itself."""
-        k = max(self.k1 + 1, self.k2)
-        if self.search is None:
-            return nearest_of_each(Stack(self.gallery), k, progress=self.progress)
-        return _searched(self.gallery, min(k, len(self.gallery)), self.search)
 
 
 class _Encoder:
@@ -262,38 +211,6 @@ def _bonus(similar: csr_array, lowest: np.ndarray, lambda_: float) -> csr_array:
     scale = (1 - lambda_) / lambda_ * np.maximum(1 - lowest, 0)
     similar.data *= np.repeat(scale.astype(np.float32), np.diff(similar.indptr))
     return similar
-
-
-def _with_query(lists: Neighbours, cosine: np.ndarray, k: int) -> Neighbours:
-    """Lists of at most k of a query, row 0, and the gallery: of the gallery's, and the query's cosines (G,) to it."""
-    count, held = lists.rows.shape
-    k = min(k, count + 1)
-    rows, scores = np.empty((count + 1, k), np.int32), np.empty((count + 1, k), np.float32)
-    order = np.argsort(-cosine, kind="stable")[: k - 1]
-    rows[0], scores[0] = np.append(0, order + 1), np.append(1, cosine[order])
-    moved = np.flatnonzero((cosine >= lists.scores[:, -1]) | (held < k))
-    rows[1:, :held], scores[1:, :held] = lists.rows + 1, lists.scores
-    more_rows = np.insert(lists.rows[moved] + 1, 1, 0, axis=1)  # the query comes first of equals
-    more_scores = np.insert(lists.scores[moved], 1, cosine[moved], axis=1)
-    order = 1 + np.argsort(-more_scores[:, 1:], axis=1, kind="stable")[:, : k - 1]
-    rows[moved + 1, 1:] = np.take_along_axis(more_rows, order, axis=1)
-    scores[moved + 1, 1:] = np.take_along_axis(more_scores, order, axis=1)
-    return Neighbours(rows, scores, np.append(cosine.min(), np.minimum(lists.lowest, cosine)))
-
-
-def _searched(gallery: np.ndarray, k: int, search: Search) -> Neighbours:
-    """The gallery's own neighbours as `search` finds them; the lowest similarity is that of the opposite direction."""
-    parts = []
-    for start in range(0, len(gallery), _ROWS):
-        vectors = np.asarray(gallery[start : start + _ROWS])
-        itself = np.arange(start, start + len(vectors))[:, None]
-        scores, rows = search(vectors, k)
-        rows, scores = np.column_stack([itself, rows]), np.column_stack([np.ones(len(rows)), scores])
-        order = np.argsort(np.insert(rows[:, 1:] == itself, 0, False, axis=1), axis=1, kind="stable")[:, :k]
-        rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
-        parts.append((rows, scores, -search(-vectors, 1)[0][:, 0]))
-    rows, scores, lowest = map(np.concatenate, zip(*parts))
-    return Neighbours(rows.astype(np.int32), scores.astype(np.float32), lowest.astype(np.float32))
 
 
 def _check_options(k1: int, k2: int, lambda_: float) -> None:
