@@ -38,8 +38,13 @@ EXPANSION = (5, COSINE.alpha, True)
 class Half:
     """Query and gallery of some of the people."""
 
-    def __init__(self, features: Sequence[np.ndarray], pids: Sequence[np.ndarray], camids: Sequence[np.ndarray],
-                 people: np.ndarray) -> None:  # fmt: skip
+    def __init__(
+        self,
+        features: Sequence[np.ndarray],
+        pids: Sequence[np.ndarray],
+        camids: Sequence[np.ndarray],
+        people: np.ndarray,
+    ) -> None:
         mine = [np.isin(ids, people) for ids in pids]
         self.query, self.gallery = (np.asarray(f[m]) for f, m in zip(features, mine))
         self.pids, self.camids = ([x[m] for x, m in zip(ids, mine)] for ids in (pids, camids))
@@ -64,8 +69,10 @@ class Half:
 
 def table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]]) -> str:
     """Fractions in percent, counts as they are."""
-    shown = [[name, *(f"{v:,}" if isinstance(v, int | np.integer) else f"{100 * v:.1f}" for v in values)]
-             for name, values in rows]  # fmt: skip
+    shown = [
+        [name, *(f"{v:,}" if isinstance(v, int | np.integer) else f"{100 * v:.1f}" for v in values)]
+        for name, values in rows
+    ]
     return aligned_table(header, shown)
 
 
@@ -91,19 +98,25 @@ def main() -> int:
             first, second = (Half(features, pids, camids, side) for side in sides)
             print(f"\n## {Path(weights).stem}: {len(sides[0])} people to choose on, {len(sides[1])} others")
             header = ("clustering", "B-cubed F", "pair F", "adjusted Rand", "groups", "people")
-            grid = {f"k1 {k1}, k2 {k2}, distance {d}, min images {n}": first.clusters(k1, k2, d, n)
-                    for k1, k2, d, n in CLUSTERS}  # fmt: skip
+            grid = {
+                f"k1 {k1}, k2 {k2}, distance {d}, min images {n}": first.clusters(k1, k2, d, n)
+                for k1, k2, d, n in CLUSTERS
+            }
             rows = sorted(grid.items(), key=lambda row: -row[1][0])[:5]
             default = (K1, K2, DISTANCE, MIN_IMAGES)
             rows += [("the defaults", first.clusters(*default)), ("the others by it", second.clusters(*default))]
             print(f"\n{table(header, rows)}")
             columns = ("query expansion", "mAP", "Rank-1")
-            grid = {f"k {k}, alpha {a:g}{', gallery too' if both else ''}": first.expanded(k, a, both)
-                    for k, a, both in EXPANSIONS}  # fmt: skip
+            grid = {
+                f"k {k}, alpha {a:g}{', gallery too' if both else ''}": first.expanded(k, a, both)
+                for k, a, both in EXPANSIONS
+            }
             rows = sorted(grid.items(), key=lambda row: -row[1][0])[:5]
             for name, half in (("", first), ("the others ", second)):
-                rows += [(f"{name}without", half.expanded(0, 0, False)),
-                         (f"{name}with the defaults, gallery too", half.expanded(*EXPANSION))]  # fmt: skip
+                rows += [
+                    (f"{name}without", half.expanded(0, 0, False)),
+                    (f"{name}with the defaults, gallery too", half.expanded(*EXPANSION)),
+                ]
             print(f"\n{table(columns, rows)}")
     except ReidError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -47,8 +47,12 @@ from reid.training import config as recipes
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BACKBONES = ("scgnet_s", "scgnet_m", "scgnet_l", "mobilenet_v2", "shufflenet_v2_x1_5", "resnet50")
 PEERS = ("osnet_x1_0", "osnet_x0_25")
-EXPORTS = {"onnxruntime fp32": "onnx", "onnxruntime int8": "onnx", "OpenVINO fp32": "openvino",
-           "OpenVINO int8": "openvino"}  # fmt: skip
+EXPORTS = {
+    "onnxruntime fp32": "onnx",
+    "onnxruntime int8": "onnx",
+    "OpenVINO fp32": "openvino",
+    "OpenVINO int8": "openvino",
+}
 SIZE = (384, 128)
 DECODING = "decoding and resizing alone"
 Encode = Callable[[np.ndarray], object]
@@ -135,8 +139,12 @@ def draw_files(folder: Path, count: int) -> list[str]:
 
 def end_to_end(embedder: Embedder, files: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        gallery = Gallery.create(Path(folder) / "g", dimension=embedder.dimension, fingerprint=embedder.fingerprint,
-                                 input_size=embedder.input_size)  # fmt: skip
+        gallery = Gallery.create(
+            Path(folder) / "g",
+            dimension=embedder.dimension,
+            fingerprint=embedder.fingerprint,
+            input_size=embedder.input_size,
+        )
         gallery.add(embedder.embed(files), files, [None] * len(files), [None] * len(files))
 
 
@@ -210,8 +218,9 @@ def show(best: dict[tuple[str, str, str], float], work: dict[str, int], threads:
         ratio = work["scgnet_l"] * rate("scgnet_l", fast) / (work["mobilenet_v2"] * rate("mobilenet_v2", fast))
         aim(f"multiply-adds a second, SCGNet-L over MobileNetV2, {fast}", ratio, 1.5)
     for network in work:
-        int8, fp32 = (max(rate(network, f"{name} {kind}") for name in ("onnxruntime", "OpenVINO"))
-                      for kind in ("int8", "fp32"))  # fmt: skip
+        int8, fp32 = (
+            max(rate(network, f"{name} {kind}") for name in ("onnxruntime", "OpenVINO")) for kind in ("int8", "fp32")
+        )
         aim(f"int8 over fp32, best runtimes, {network}", int8 / fp32, 1.8)
     for network in work:
         whole = rate(network, "OpenVINO int8", "files")

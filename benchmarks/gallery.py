@@ -40,8 +40,13 @@ def build(folder: Path, images: int, dimension: int) -> tuple[Gallery, float]:
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         numbers = range(start, start + count)
         began = time.perf_counter()
-        gallery.add(rows, [f"/crops/{n}.jpg" for n in numbers], [n % PEOPLE + 1 for n in numbers],
-                    [n % CAMERAS + 1 for n in numbers], [float(n) for n in numbers])  # fmt: skip
+        gallery.add(
+            rows,
+            [f"/crops/{n}.jpg" for n in numbers],
+            [n % PEOPLE + 1 for n in numbers],
+            [n % CAMERAS + 1 for n in numbers],
+            [float(n) for n in numbers],
+        )
         seconds += time.perf_counter() - began
     began = time.perf_counter()
     gallery.compact()

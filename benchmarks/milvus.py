@@ -62,8 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
             gallery = Gallery.create(place, dimension=args.dimension, fingerprint="drawn", input_size=(256, 128))
             print(f"{name:8} added               {args.images / fill(gallery, args.images):9,.0f} images a second")
             gallery.search(queries[:1], TOP_K)
-            for what, asked, filter in (("one query", queries[:1], None), ("one query, filtered", queries[:1], some),
-                                        ("the batch", queries, None)):  # fmt: skip
+            for what, asked, filter in (
+                ("one query", queries[:1], None),
+                ("one query, filtered", queries[:1], some),
+                ("the batch", queries, None),
+            ):
                 began = time.perf_counter()
                 found = gallery.search(asked, TOP_K, filter=filter)
                 print(f"{name:8} {what:19} {time.perf_counter() - began:9.4f} s")

@@ -87,9 +87,11 @@ def measure(name: str, pieces: int, size: tuple[int, int], platform: str, precis
         file_to = Path(folder) / "network.rknn"
         with compiled(file, file_to, platform, precision, calibration=noise, algorithm="normal") as found:
             return {
-                "cycles": found.cycles, "with_copies": found.cycles_with_copies,
-                "operators": len(found.operators), "cpu": sum(o.target == "CPU" for o in found.operators),
-            }  # fmt: skip
+                "cycles": found.cycles,
+                "with_copies": found.cycles_with_copies,
+                "operators": len(found.operators),
+                "cpu": sum(o.target == "CPU" for o in found.operators),
+            }
 
 
 def main() -> None:

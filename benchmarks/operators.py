@@ -159,9 +159,17 @@ def show(name: str, kinds: dict[str, Kind], whole: float, peak: float, memory: f
         if kind.seconds < 0.01 * total:
             continue
         arithmetic, moved = kind.multiply_adds / kind.seconds, kind.bytes / kind.seconds
-        rows.append([label, str(kind.operators), f"{1e3 * kind.seconds:.2f}", f"{kind.seconds / total:.0%}",
-                     *((f"{arithmetic / 1e9:.1f}", f"{arithmetic / peak:.0%}") if arithmetic else ("", "")),
-                     f"{moved / 1e9:.1f}", f"{moved / memory:.0%}"])  # fmt: skip
+        rows.append(
+            [
+                label,
+                str(kind.operators),
+                f"{1e3 * kind.seconds:.2f}",
+                f"{kind.seconds / total:.0%}",
+                *((f"{arithmetic / 1e9:.1f}", f"{arithmetic / peak:.0%}") if arithmetic else ("", "")),
+                f"{moved / 1e9:.1f}",
+                f"{moved / memory:.0%}",
+            ]
+        )
     print(f"\n{name}, batch {BATCH}: {1e3 * whole:.1f} ms a run, {1e3 * total:.1f} ms in operators")
     print(aligned_table(("", "operators", "ms", "share", "G/s", "of peak", "GB/s", "of memory"), rows))
 

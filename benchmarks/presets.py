@@ -213,8 +213,17 @@ PEERS = {"hnswlib": hnswlib_of, "usearch": usearch_of, "Milvus Lite": milvus_lit
 EFFORTS = (10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120)
 
 
-def measure_peer(name: str, vectors: np.ndarray, query: np.ndarray, true: np.ndarray, least: float, rounds: int,
-                 threads: int, folder: Path, score: Callable[[np.ndarray], float]) -> Row:  # fmt: skip
+def measure_peer(
+    name: str,
+    vectors: np.ndarray,
+    query: np.ndarray,
+    true: np.ndarray,
+    least: float,
+    rounds: int,
+    threads: int,
+    folder: Path,
+    score: Callable[[np.ndarray], float],
+) -> Row:
     began = time.perf_counter()
     peer = PEERS[name](vectors, query, threads, folder)
     took = time.perf_counter() - began
@@ -268,12 +277,16 @@ def main(arguments: list[str] | None = None) -> int:
             least, folder = rows[1].recall, Path(gallery.place).parent
             rows.append(measure_peer(name, vectors, some, true, least, args.rounds, args.threads, folder, score))
     print(f"\n{args.images:,} images, {vectors.shape[1]} dimensions, {len(some)} queries at once")
-    print(f"{'':16}{'recall@10':>10}{'mAP@100':>9}{'loss':>7}{'bytes/image':>13}{'float32 /':>11}{'build s':>9}"
-          f"{'queries/s':>11}{'of exact':>10}")  # fmt: skip
+    print(
+        f"{'':16}{'recall@10':>10}{'mAP@100':>9}{'loss':>7}{'bytes/image':>13}{'float32 /':>11}{'build s':>9}"
+        f"{'queries/s':>11}{'of exact':>10}"
+    )
     for row in rows:
-        print(f"{row.name:16}{row.recall:10.4f}{100 * row.mean_ap:9.2f}{100 * (rows[0].mean_ap - row.mean_ap):7.2f}"
-              f"{row.size:13,.0f}{4 * vectors.shape[1] / row.size:11.1f}{row.build:9.1f}{row.rate:11,.0f}"
-              f"{row.rate / rows[0].rate:10.1f}")  # fmt: skip
+        print(
+            f"{row.name:16}{row.recall:10.4f}{100 * row.mean_ap:9.2f}{100 * (rows[0].mean_ap - row.mean_ap):7.2f}"
+            f"{row.size:13,.0f}{4 * vectors.shape[1] / row.size:11.1f}{row.build:9.1f}{row.rate:11,.0f}"
+            f"{row.rate / rows[0].rate:10.1f}"
+        )
     return 0
 
 

@@ -73,13 +73,23 @@ def main() -> None:
             file = Path(folder) / f"model{FORMATS[request.format].suffix}"
             if request.format == "rknn":
                 few = crops[: FORMATS["rknn"].crops]
-                proof, _ = export_rknn(model, file, "rk3588", request.precision, calibration=few,
-                                       reference=lambda: reference, algorithm=RKNN.get(name, "mmse"))  # fmt: skip
+                proof, _ = export_rknn(
+                    model,
+                    file,
+                    "rk3588",
+                    request.precision,
+                    calibration=few,
+                    reference=lambda: reference,
+                    algorithm=RKNN.get(name, "mmse"),
+                )
             else:
                 proof = export(model, file, request, crops=crops, reference=lambda: reference)
         mixed = 100 * proof.mixed.mAP - mean
-        print(f"| {name} | {proof.cosine_mean:.5f} | {proof.cosine_min:.5f} | {100 * proof.exported.rank1:.2f} | "
-              f"{100 * proof.exported.mAP:.3f} | {proof.delta:+.3f} | {mixed:+.3f} |", flush=True)  # fmt: skip
+        print(
+            f"| {name} | {proof.cosine_mean:.5f} | {proof.cosine_min:.5f} | {100 * proof.exported.rank1:.2f} | "
+            f"{100 * proof.exported.mAP:.3f} | {proof.delta:+.3f} | {mixed:+.3f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -40,8 +40,11 @@ SHORT = ("warmup_epochs=1",)  # the recipe's three are for four times as many ep
 TORCHREID = "torchreid-osnet_x0_25"
 
 LADDER = (  # name, what it changes for itself and all that follow
-    ("plain", "branches=[[1,2]] neck=relu triplet=0 contrast=0 center=0 smoothing=0 erase=0 lr=0.05 lr_start=0.05 "
-              "lr_end=0.05 warmup_epochs=0"),
+    (
+        "plain",
+        "branches=[[1,2]] neck=relu triplet=0 contrast=0 center=0 smoothing=0 erase=0 lr=0.05 lr_start=0.05 "
+        "lr_end=0.05 warmup_epochs=0",
+    ),
     ("branches", "branches=[[1,2],[2,1],[3,1]] lr=0.1 lr_start=0.1 lr_end=0.1"),
     ("triplet", "triplet=0.5"),
     ("cosine", "lr=0.3 lr_start=0.01 lr_end=0 warmup_epochs=1"),
@@ -50,7 +53,7 @@ LADDER = (  # name, what it changes for itself and all that follow
     ("bnneck", "neck=bnneck"),
     ("center", "center=0.0005"),
     (SHARED, "triplet=0 center=0 contrast=0.3"),
-)  # fmt: skip
+)
 
 BEYOND = {
     "seed-1": "seed=1",
@@ -140,8 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy each result there, as NAME.json")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="sections, or single runs of them")
     parser.add_argument("--epochs", type=int, default=12, metavar="N", help="of each run (default: 12)")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change values of every recipe")  # fmt: skip
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change values of every recipe"
+    )
     args = parser.parse_args(arguments)
     try:
         for section, runs in chosen(args.only).items():

@@ -105,9 +105,16 @@ def main() -> None:
                 slim, vectors = whole.with_projection(torch.from_numpy(axes)), normalised(rows @ axes)
             found = score(vectors, splits)
             weights = sum(x.numel() for x in slim.parameters()) + (whole.dimension * dim)
-            row = (", ".join(map(str, parts)), f"{slim.dimension:,}", f"{weights / 1e6:.2f} M",
-                   f"{multiply_adds(slim) / 1e6:.1f} M", f"{milliseconds(slim, args.seconds):.2f}",
-                   f"{4 * slim.dimension:,}", f"{100 * found.rank1:.1f}", f"{100 * found.mAP:.2f}")  # fmt: skip
+            row = (
+                ", ".join(map(str, parts)),
+                f"{slim.dimension:,}",
+                f"{weights / 1e6:.2f} M",
+                f"{multiply_adds(slim) / 1e6:.1f} M",
+                f"{milliseconds(slim, args.seconds):.2f}",
+                f"{4 * slim.dimension:,}",
+                f"{100 * found.rank1:.1f}",
+                f"{100 * found.mAP:.2f}",
+            )
             print(f"| {' | '.join(row)} |", flush=True)
 
 

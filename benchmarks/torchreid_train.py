@@ -41,7 +41,7 @@ from reid.core.types import ReidError, Sample, Splits
 from reid.models import checkpoint
 from reid.models.card import git_revision
 from reid.report.markdown import summary_table
-from reid.report.metrics import RunFacts, metrics, metrics_text
+from reid.report.metrics import RunRecord, metrics, metrics_text
 from reid.retrieval.evaluate import evaluate
 
 with warnings.catch_warnings():
@@ -147,8 +147,10 @@ def build(
             f"the training set has {identities}: give another --batch-size"
         )
     if batch_size < 2 * instances or len(splits.train) < batch_size:
-        raise ReidError(f"a batch of {batch_size} images is too small or more than the training set's "
-                        f"{len(splits.train):,}: give another --batch-size")  # fmt: skip
+        raise ReidError(
+            f"a batch of {batch_size} images is too small or more than the training set's "
+            f"{len(splits.train):,}: give another --batch-size"
+        )
     set_random_seed(seed)
     with _quiet():
         data = ImageDataManager(
@@ -267,8 +269,10 @@ def run(args: argparse.Namespace, command: str) -> None:
     if bad:
         path, reason = next(iter(bad.items()))
         raise ReidError(f"{len(bad)} unreadable image(s): {path} {reason}; mend them, or take them away")
-    options = {key: getattr(args, key) for key in ("height", "width", "batch_size", "loss", "transforms",
-                                                   "image_passes", "seed")}  # fmt: skip
+    options = {
+        key: getattr(args, key)
+        for key in ("height", "width", "batch_size", "loss", "transforms", "image_passes", "seed")
+    }
     engine = build(splits, **options, workers=args.workers)
     settings = SETTINGS | LOSSES[args.loss] | options
     seconds = train(engine, file, settings | {"data": identity(paths)}, args.seed)
@@ -277,7 +281,7 @@ def run(args: argparse.Namespace, command: str) -> None:
     speed = (len(query) + len(gallery)) / (time.monotonic() - began)
     scores = evaluate(query, gallery, *_columns(splits.query, splits.gallery))
     weights = {k: v for k, v in engine.model.state_dict().items() if not k.startswith("classifier.")}
-    facts = RunFacts(
+    facts = RunRecord(
         command=command,
         backbone=f"torchreid {SETTINGS['backbone']}",
         parameters=sum(p.numel() for name, p in engine.model.named_parameters() if not name.startswith("classifier.")),
@@ -312,19 +316,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="synthetic", metavar="NAME", help=f"one of {', '.join(datasets.DATASETS)}")
     parser.add_argument("--data-root", default="data", metavar="DIR", help="the data set's folder, or the one above")
-    parser.add_argument("--image-passes", type=int, default=51200, metavar="N", help="images to train on, repeats "
-                        "counted, rounded to whole batches (default: 51200)")  # fmt: skip
+    parser.add_argument(
+        "--image-passes",
+        type=int,
+        default=51200,
+        metavar="N",
+        help="images to train on, repeats counted, rounded to whole batches (default: 51200)",
+    )
     parser.add_argument("--height", type=int, default=256, metavar="PIXELS")
     parser.add_argument("--width", type=int, default=128, metavar="PIXELS")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a step (default: 64)")
-    parser.add_argument("--loss", default="softmax", choices=list(LOSSES), help="softmax, OSNet's published recipe, or "
-                        "triplet, with it (default: softmax)")  # fmt: skip
-    parser.add_argument("--transforms", nargs="*", default=list(TRANSFORMS), choices=KNOWN_TRANSFORMS, metavar="NAME",
-                        help=f"torchreid's augmentations, of {', '.join(KNOWN_TRANSFORMS)} "
-                        f"(default: {' '.join(TRANSFORMS)})")  # fmt: skip
+    parser.add_argument(
+        "--loss",
+        default="softmax",
+        choices=list(LOSSES),
+        help="softmax, OSNet's published recipe, or triplet, with it (default: softmax)",
+    )
+    parser.add_argument(
+        "--transforms",
+        nargs="*",
+        default=list(TRANSFORMS),
+        choices=KNOWN_TRANSFORMS,
+        metavar="NAME",
+        help=f"torchreid's augmentations, of {', '.join(KNOWN_TRANSFORMS)} (default: {' '.join(TRANSFORMS)})",
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="default: torchreid's, 1")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode images (default: 4, or as many "
-                        "as there are cores)")  # fmt: skip
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that decode images (default: 4, or as many as there are cores)",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="where checkpoint and metrics.json are written")
     return parser
 

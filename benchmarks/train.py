@@ -224,8 +224,15 @@ class Bench:
     def measure(self, name: str, overrides: Sequence[str] = (), *, processes: int = 1, **options: Any) -> Result:
         """Runs MEASURES[name] in a process, or several, of its own. RuntimeError with the last line that it said."""
         args = self.args
-        task = {"name": name, "dataset": args.dataset, "data_root": args.data_root, "seconds": args.seconds,
-                "device": args.device, "overrides": [*args.set, *overrides], "options": options}  # fmt: skip
+        task = {
+            "name": name,
+            "dataset": args.dataset,
+            "data_root": args.data_root,
+            "seconds": args.seconds,
+            "device": args.device,
+            "overrides": [*args.set, *overrides],
+            "options": options,
+        }
         command, environment = [sys.executable], dict(os.environ)
         if args.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -276,8 +283,10 @@ def limit_section(bench: Bench, *, whole: bool) -> None:
             print(line(f"loop {size[0]}x{size[1]}", loops[size]))
             rate, told = with_decoding(bench, loops[size], sized(*size))
             share = rate / middle(limits[size])
-            print(f"    {told}: {share:.1%} of the limit, goal {LOOP_GOAL:.0%} {met(share, LOOP_GOAL)}; "
-                  f"{middle(loops[size], 'data_wait'):.1%} of the time waiting for data")  # fmt: skip
+            print(
+                f"    {told}: {share:.1%} of the limit, goal {LOOP_GOAL:.0%} {met(share, LOOP_GOAL)}; "
+                f"{middle(loops[size], 'data_wait'):.1%} of the time waiting for data"
+            )
 
 
 def peer_section(bench: Bench) -> None:
@@ -291,8 +300,10 @@ def peer_section(bench: Bench) -> None:
         print(f"{line(name, results)}  {middle(results, 'peak_mib'):6.0f} MiB")
     rate, told = with_decoding(bench, ours, OSNET)
     times = rate / middle(theirs)
-    print(f"    {told}: {times:.2f} times torchreid, goal {PEER_GOAL} {met(times, PEER_GOAL)}; "
-          f"memory {middle(ours, 'peak_mib') / middle(theirs, 'peak_mib'):.2f} of torchreid's")  # fmt: skip
+    print(
+        f"    {told}: {times:.2f} times torchreid, goal {PEER_GOAL} {met(times, PEER_GOAL)}; "
+        f"memory {middle(ours, 'peak_mib') / middle(theirs, 'peak_mib'):.2f} of torchreid's"
+    )
 
 
 def with_decoding(bench: Bench, loops: Sequence[Result], overrides: Sequence[str]) -> tuple[float, str]:
@@ -348,13 +359,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="synthetic", metavar="NAME", help=f"one of {', '.join(datasets.DATASETS)}")
     parser.add_argument("--data-root", default="data", metavar="DIR", help="the data set's folder, or the one above")
-    parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="of each measurement (default: 30); "
-                        "a loop takes whole epochs, two or more")  # fmt: skip
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="of each measurement (default: 30); a loop takes whole epochs, two or more",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times each is measured (default: 3)")
     parser.add_argument("--only", metavar="LIST", help="of limit,loop,peer,variants (default: all; on a card no peer)")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change values of the recipe")  # fmt: skip
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change values of the recipe"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.measure:
@@ -364,13 +381,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = args.only.split(",") if args.only else [s for s in sections if s != "peer" or args.device == "cpu"]
         unknown = [name for name in chosen if name not in sections]
         if unknown or args.rounds < 1 or args.seconds <= 0:
-            raise ReidError(f"--only takes {', '.join(sections)}, --rounds 1 or more, --seconds above 0; "
-                            f"not {args.only}, {args.rounds}, {args.seconds}")  # fmt: skip
+            raise ReidError(
+                f"--only takes {', '.join(sections)}, --rounds 1 or more, --seconds above 0; "
+                f"not {args.only}, {args.rounds}, {args.seconds}"
+            )
         if args.device == "cuda" and "peer" in chosen:
             raise ReidError("the peer is measured on the CPU only: name the other sections with --device cuda")
         bench = Bench(args)
-        print(f"{args.dataset}: {bench.images:,} training images, {bench.config.p * bench.config.k} a batch, "
-              f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads")  # fmt: skip
+        print(
+            f"{args.dataset}: {bench.images:,} training images, {bench.config.p * bench.config.k} a batch, "
+            f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads"
+        )
         if "loop" in chosen and "limit" in chosen:
             chosen.remove("limit")  # the loop is measured beside it
         for name in chosen:

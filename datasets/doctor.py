@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from datasets import OFFICIAL, cuhk03np, parse
-from reid.core.images import Facts, inspect
+from reid.core.images import ImageFacts, inspect
 from reid.core.types import JUNK, ReidError, Sample, Splits
 
 SMALL = (16, 32)  # width, height in pixels under which a crop shows a person no more (chosen)
@@ -200,7 +200,7 @@ class _Copy(NamedTuple):
     second: list[Sample]
 
 
-def _copies(lists: Mapping[str, list[Sample]], facts: Mapping[str, Facts]) -> dict[str, list[_Copy]]:
+def _copies(lists: Mapping[str, list[Sample]], facts: Mapping[str, ImageFacts]) -> dict[str, list[_Copy]]:
     """ "train-query", "train-train", ... -> the pictures that both hold."""
     pictures: dict[bytes, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for split, samples in lists.items():
@@ -232,7 +232,7 @@ def _is_dropped(copy: _Copy) -> bool:
     )
 
 
-def _compare_variants(splits: Splits, facts: Mapping[str, Facts], report: Report, progress: bool) -> None:
+def _compare_variants(splits: Splits, facts: Mapping[str, ImageFacts], report: Report, progress: bool) -> None:
     """CUHK03-NP only: what `labeled` and `detected`, side by side, have of each other."""
     mine = splits.name.removeprefix("cuhk03np_")
     other = cuhk03np.OTHER[mine]

@@ -202,6 +202,9 @@ def _strange(layout: Layout, names: Sequence[str]) -> str:
     told = [match for name in names if (match := _PID_AND_CAMERA.match(name))]
     cameras = sorted({int(match["camid"]) for match in told} - set(range(1, layout.cameras + 1)))
     pids = sorted({pid for match in told if not layout.pids[0] <= (pid := int(match["pid"])) <= layout.pids[1]})
-    parts = [f"{what} {some([str(n) for n in numbers])}" for what, numbers in (("camera", cameras), ("person", pids))
-             if numbers]  # fmt: skip
+    parts = [
+        f"{what} {some([str(n) for n in numbers])}"
+        for what, numbers in (("camera", cameras), ("person", pids))
+        if numbers
+    ]
     return f" ({', '.join(parts)}: {layout.name} has none such)" if parts else ""

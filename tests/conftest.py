@@ -76,9 +76,24 @@ def tiny() -> Callable[..., recipes.Config]:
     """tiny(epochs=3): the recipe of the synthetic data set on the smallest network and input, with changes."""
 
     def make(**changes: object) -> recipes.Config:
-        small = dict(backbone="scgnet_s", pretrained='""', branches=[[1, 2], [2, 1]], pool="max", dim=8,
-                     height=64, width=32, pad=2, p=3, k=2, epochs=1, warmup_epochs=0, watch_epochs=0, holdout=0,
-                     precision="fp32", cache="memory")  # fmt: skip
+        small = dict(
+            backbone="scgnet_s",
+            pretrained='""',
+            branches=[[1, 2], [2, 1]],
+            pool="max",
+            dim=8,
+            height=64,
+            width=32,
+            pad=2,
+            p=3,
+            k=2,
+            epochs=1,
+            warmup_epochs=0,
+            watch_epochs=0,
+            holdout=0,
+            precision="fp32",
+            cache="memory",
+        )
         return recipes.load(
             ROOT / "configs" / "synthetic.yaml", [f"{key}={value}" for key, value in (small | changes).items()]
         )

@@ -36,8 +36,13 @@ class Forks:
         self.door, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "tests.forks", str(theirs.fileno()), *modules]
-            self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
-                                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
 
     def __enter__(self) -> Forks:
         return self

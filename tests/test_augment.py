@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reid.training.augment import augment, augment_on, draw, erasing_box, joined, restyled
+from reid.training.augment import augment, augment_on, cutmix, draw, erasing_box, mixstyled
 
 SIZE = (32, 16)
 FILL = (124, 116, 104)
@@ -104,35 +104,35 @@ def test_restyling_moves_means_and_deviations_to_the_others():
     rng = np.random.default_rng(0)
     image, other = (rng.normal(mean, deviation, (64, 32, 3)) for mean, deviation in ((90, 12), ((140, 120, 100), 20)))
     image, other = (x.clip(0, 255).astype(np.uint8) for x in (image, other))
-    whole = restyled(image, other, 1.0)
+    whole = mixstyled(image, other, 1.0)
     np.testing.assert_allclose(whole.mean((0, 1)), other.mean((0, 1)), atol=0.6)  # pixels are rounded
     np.testing.assert_allclose(whole.std((0, 1)), other.std((0, 1)), rtol=0.03)
     half = (image.mean((0, 1)) + other.mean((0, 1))) / 2
-    np.testing.assert_allclose(restyled(image, other, 0.5).mean((0, 1)), half, atol=0.6)
-    assert np.array_equal(restyled(image, other, 0.0), image)
-    assert np.array_equal(restyled(np.zeros_like(image), image, 0.0), np.zeros_like(image)), "one flat colour"
+    np.testing.assert_allclose(mixstyled(image, other, 0.5).mean((0, 1)), half, atol=0.6)
+    assert np.array_equal(mixstyled(image, other, 0.0), image)
+    assert np.array_equal(mixstyled(np.zeros_like(image), image, 0.0), np.zeros_like(image)), "one flat colour"
 
 
 def test_images_take_the_style_of_another_camera_only():
-    """Dark images of camera 1, bright ones of camera 2: what is restyled lies between; one camera alone stays."""
+    """Dark images of camera 1, bright ones of camera 2: what is mixstyled lies between; one camera alone stays."""
     images = [np.full((*SIZE, 3), value, np.uint8) for value in (40, 40, 200, 200)] * 50
     cameras = [1, 1, 2, 2] * 50
 
-    def restyle(probability, camids):
+    def mixstyle(probability, camids):
         rng = np.random.default_rng(0)
-        draws = draw(200, SIZE, rng, pad=0, flip=0.0, erase=0.0, restyle=probability, camids=camids)
+        draws = draw(200, SIZE, rng, pad=0, flip=0.0, erase=0.0, mixstyle=probability, camids=camids)
         return augment(images, draws, fill=FILL).mean((1, 2, 3))
 
-    moved = restyle(1.0, cameras) - np.mean(images, (1, 2, 3))
+    moved = mixstyle(1.0, cameras) - np.mean(images, (1, 2, 3))
     assert (moved[np.array(cameras) == 1] >= 0).all() and (moved[np.array(cameras) == 2] <= 0).all()
     assert np.abs(moved).mean() == pytest.approx(80, abs=10), "half of the way on average"
-    assert (restyle(0.3, cameras) != np.mean(images, (1, 2, 3))).mean() == pytest.approx(0.3, abs=0.08)
-    assert np.array_equal(restyle(1.0, [1] * 200), np.mean(images, (1, 2, 3)))
+    assert (mixstyle(0.3, cameras) != np.mean(images, (1, 2, 3))).mean() == pytest.approx(0.3, abs=0.08)
+    assert np.array_equal(mixstyle(1.0, [1] * 200), np.mean(images, (1, 2, 3)))
 
 
 # ---- by torch
 
-ALL = dict(pad=3, flip=0.5, erase=0.5, jitter=0.3, restyle=0.5, camids=[1, 2] * 32)
+ALL = dict(pad=3, flip=0.5, erase=0.5, jitter=0.3, mixstyle=0.5, camids=[1, 2] * 32)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ ALL = dict(pad=3, flip=0.5, erase=0.5, jitter=0.3, restyle=0.5, camids=[1, 2] * 
         dict(pad=0, flip=0.0, erase=0.0),
         dict(pad=3, flip=0.5, erase=0.5),
         dict(pad=40, flip=0.5, erase=0.0, jitter=0.2),
-        dict(pad=0, flip=0.0, erase=0.0, restyle=1.0, camids=[1, 2] * 32),
+        dict(pad=0, flip=0.0, erase=0.0, mixstyle=1.0, camids=[1, 2] * 32),
         ALL,
     ],
 )
@@ -164,7 +164,7 @@ def test_torch_does_to_images_what_numpy_does(options, part, device):
 
 def test_joined_images_are_one_above_a_cut_and_another_below():
     images = torch.from_numpy(np.stack(drawn())).permute(0, 3, 1, 2)
-    found = joined(images, np.random.default_rng(3))
+    found = cutmix(images, np.random.default_rng(3))
     height = images.shape[2]
     cuts, shifts = set(), set()
     for i, image in enumerate(found):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import scgnet
 from reid.core.types import ReidError
 from reid.models import backbones, heads
-from reid.models.backbones import BACKBONES, Source
+from reid.models.backbones import BACKBONES, BackboneFactory
 from reid.models.card import make_card
 from reid.models.efficientnet_lite import EfficientNetLite0
 from reid.models.heads import HEADS
@@ -112,7 +112,7 @@ def test_the_whole_network_classifies_in_both_modes_and_its_tensors_start_the_cu
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_head_fits_every_backbone(name, head_name):
     """The contract of `heads.Head`: shapes, what the names say, and maps that the readout turns into the embedding."""
-    source = Source(name)
+    source = BackboneFactory(name)
     head = heads.make(head_name, source, 10, {"dim": 16})
     settle(head.eval())
     x = torch.randn(2, 3, 64, 32)
@@ -130,7 +130,7 @@ def test_every_head_fits_every_backbone(name, head_name):
     scale = after.abs().max().item()
     torch.testing.assert_close(read, after.flatten(1), atol=1e-4 * scale, rtol=1e-4)
     assert head.global_features and set(head.global_features) <= set(range(count))
-    bare = heads.make(head_name, Source(name), 0, {"dim": 16}).eval()
+    bare = heads.make(head_name, BackboneFactory(name), 0, {"dim": 16}).eval()
     bare.start_from(head)
     state = head.state_dict()
     assert {key for key in state if key not in bare.state_dict()} == {key for key in state if heads.is_classifier(key)}
@@ -146,7 +146,7 @@ def test_gradients_reach_every_parameter(name, head_name):
     dead = {"all"}
     for seed in range(8):
         torch.manual_seed(seed)
-        head = heads.make(head_name, Source(name), 2, {"branches": [[2, 1]], "dim": 4})
+        head = heads.make(head_name, BackboneFactory(name), 2, {"branches": [[2, 1]], "dim": 4})
         out = head(torch.randn(4, 3, 64, 64))
         (out.logits.square().sum() + out.before.square().sum()).backward()
         still = {n for n, p in head.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
@@ -157,7 +157,7 @@ def test_gradients_reach_every_parameter(name, head_name):
 
 
 def test_bagoftricks_feature_is_the_mean_of_a_map_twice_as_high():
-    source = Source("scgnet_s")
+    source = BackboneFactory("scgnet_s")
     head = heads.make("bagoftricks", source, 3, {"pool": "avg", "last_stride": 1})
     settle(head.eval())
     x = torch.randn(2, 3, 256, 128)
@@ -272,7 +272,7 @@ def test_an_order_that_shapes_cannot_tell_apart_is_refused(tmp_path, state):
 
 def test_every_branch_starts_from_the_same_weights(tmp_path, state):
     torch.save(state, tmp_path / "weights.pth")
-    source = Source("scgnet_s", read_pretrained("scgnet_s", tmp_path / "weights.pth")[0])
+    source = BackboneFactory("scgnet_s", read_pretrained("scgnet_s", tmp_path / "weights.pth")[0])
     trunk, (first, second) = source.trunk().state_dict(), [source.make_branch(s).state_dict() for s in (1, 2)]
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -285,14 +285,16 @@ def test_every_branch_starts_from_the_same_weights(tmp_path, state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s | {"conv8.0.weight": torch.zeros(1024, 2, 1, 1)},
-         r"1 of 160 tensors .*shape, first conv8.0.weight: expected \(1024, 256, 1, 1\), came \(1024, 2, 1, 1\)"),
+        (
+            lambda s: s | {"conv8.0.weight": torch.zeros(1024, 2, 1, 1)},
+            r"1 of 160 tensors .*shape, first conv8.0.weight: expected \(1024, 256, 1, 1\), came \(1024, 2, 1, 1\)",
+        ),
         (lambda s: {k: v for k, v in s.items() if k != "conv8.0.weight"}, "159 of 160 .* conv8.0.weight is not"),
         (lambda s: {"a": torch.zeros(3)}, "0 of 160 tensors are there by name.* has 1 tensors"),
         (lambda s: {"epoch": 3}, "holds no state dict"),
         (lambda s: [1, 2], "holds no state dict"),
     ],
-)  # fmt: skip
+)
 def test_weights_that_do_not_fit_are_refused(tmp_path, state, change, message):
     torch.save(change(dict(state)), tmp_path / "weights.pth")
     with pytest.raises(ReidError, match=message):

@@ -158,21 +158,45 @@ def test_files_of_something_else_are_left_alone(
 
 
 def test_the_slim_table_tells_what_its_models_find(
-    people: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    people: Path,
+    splits: Splits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     tiny: Callable[..., recipes.Config],
-) -> None:  # fmt: skip
+) -> None:
     torch.manual_seed(0)
     model = ReidModel(make_card(as_dict(tiny()), 0)).eval()
     save_model(model, tmp_path / "model.safetensors")
     monkeypatch.setattr(slim, "milliseconds", lambda model, seconds: 1.0)  # OpenVINO is not everywhere
-    words = ["slim.py", "--weights", tmp_path / "model.safetensors", "--dataset", "market1501", "--data-root", people,
-             "--features", tmp_path / "features", "--dims", "16", "4"]  # fmt: skip
+    words = [
+        "slim.py",
+        "--weights",
+        tmp_path / "model.safetensors",
+        "--dataset",
+        "market1501",
+        "--data-root",
+        people,
+        "--features",
+        tmp_path / "features",
+        "--dims",
+        "16",
+        "4",
+    ]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     slim.main()
     lines = capsys.readouterr().out.splitlines()[2:]
     rows = {tuple(line.split(" | ")[:2]): line.split(" | ") for line in lines}
-    assert list(rows) == [("| 1", "8"), ("| 1", "4"), ("| 2", "24"), ("| 2", "16"), ("| 2", "4"), ("| 1, 2", "32"),
-                          ("| 1, 2", "16"), ("| 1, 2", "4")]  # fmt: skip
+    assert list(rows) == [
+        ("| 1", "8"),
+        ("| 1", "4"),
+        ("| 2", "24"),
+        ("| 2", "16"),
+        ("| 2", "4"),
+        ("| 1, 2", "32"),
+        ("| 1, 2", "16"),
+        ("| 1, 2", "4"),
+    ]
     paths = [s.path for s in [*splits.query, *splits.gallery]]
     for key, parts in ((("| 1", "8"), [1]), (("| 1, 2", "32"), [1, 2])):
         found = slim.score(Embedder(model.with_branches(parts), flip=False, device="cpu").embed(paths), splits)
@@ -198,8 +222,14 @@ TINY = ["p=3", "k=4", "height=64", "width=32", "branches=[[1,2]]", "dim=8", "cac
 
 
 def arguments(people: Path, **changes: Any) -> argparse.Namespace:
-    options = {"dataset": "market1501", "data_root": str(people), "seconds": 0.01, "rounds": 1, "set": TINY,
-               "device": "cpu"}  # fmt: skip
+    options = {
+        "dataset": "market1501",
+        "data_root": str(people),
+        "seconds": 0.01,
+        "rounds": 1,
+        "set": TINY,
+        "device": "cpu",
+    }
     return argparse.Namespace(**options | changes)
 
 
@@ -324,10 +354,29 @@ def test_runs_are_made_once_and_kept_without_the_folders_name(
         return main([*command[2:], *small])
 
     monkeypatch.setattr(bench_recipes, "start", start)
-    words = ["--dataset", "market1501", "--data-root", str(people), "--output", str(tmp_path / "runs"), "--keep",
-             str(tmp_path / "kept"), "--only", "ladder/plain", "ladder/recipe", "backbones/recipe",
-             "backbones/torchreid-osnet_x0_25", "--epochs", "1",
-             "--set", "height=64", "width=32", "p=2", "k=2", "dim=64"]  # fmt: skip
+    words = [
+        "--dataset",
+        "market1501",
+        "--data-root",
+        str(people),
+        "--output",
+        str(tmp_path / "runs"),
+        "--keep",
+        str(tmp_path / "kept"),
+        "--only",
+        "ladder/plain",
+        "ladder/recipe",
+        "backbones/recipe",
+        "backbones/torchreid-osnet_x0_25",
+        "--epochs",
+        "1",
+        "--set",
+        "height=64",
+        "width=32",
+        "p=2",
+        "k=2",
+        "dim=64",
+    ]
     assert bench_recipes.main(words) == 0
     assert started == ["run_reid.py", "run_reid.py", "benchmarks/torchreid_train.py"]
     assert bench_recipes.main(words) == 0
@@ -357,9 +406,16 @@ def test_the_gallery_benchmark_measures_every_contender(capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "300 images, 16 dimensions, batch of 5, top 10"
     assert [line[:28].strip() for line in lines[2:]] == [
-        "open", "memory pass", "product of one", "search of one", "search of one, filtered", "product", "search",
-        "search, a camera left out", "faiss.knn",
-    ]  # fmt: skip
+        "open",
+        "memory pass",
+        "product of one",
+        "search of one",
+        "search of one, filtered",
+        "product",
+        "search",
+        "search, a camera left out",
+        "faiss.knn",
+    ]
 
 
 # ---- presets.py

@@ -80,10 +80,12 @@ def test_thresholds_equal_a_double_loop() -> None:
     """At the whole gallery and at one person each: the score from which on a rate is answered."""
     features, pids, camids = drawn(8, 30)
     found = learn((features, pids, camids))
-    scores = np.array([
-        [max(float(f @ g) for g in features[pids == pid]) if pid != own else -np.inf for pid in range(1, 31)]
-        for f, own in zip(features, pids)
-    ])  # fmt: skip
+    scores = np.array(
+        [
+            [max(float(f @ g) for g in features[pids == pid]) if pid != own else -np.inf for pid in range(1, 31)]
+            for f, own in zip(features, pids)
+        ]
+    )
     assert (found.sizes[0], found.sizes[-1]) == pytest.approx((29 * IMAGES / 30, 29 * IMAGES))
     for line, best in ((found.thresholds[-1], scores.max(axis=1)), (found.thresholds[0], scores[scores > -np.inf])):
         for rate, threshold in zip(found.rates, line, strict=True):

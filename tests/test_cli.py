@@ -29,8 +29,20 @@ from reid.retrieval.protocol import pool_queries
 from reid.retrieval.rerank import rerank
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
-FAST = ["--set", "backbone=scgnet_s", "height=64", "width=32", "pad=4", "p=6", "k=2", "epochs=2", "warmup_epochs=1",
-        "dim=32", "watch_epochs=1", "precision=fp32"]  # fmt: skip
+FAST = [
+    "--set",
+    "backbone=scgnet_s",
+    "height=64",
+    "width=32",
+    "pad=4",
+    "p=6",
+    "k=2",
+    "epochs=2",
+    "warmup_epochs=1",
+    "dim=32",
+    "watch_epochs=1",
+    "precision=fp32",
+]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +77,21 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 def test_main_job_writes_everything(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    asked = {"dataset", "official_split", "rank1", "rank5", "rank10", "mAP", "mAP_trapezoid", "mINP", "num_query",
-             "num_gallery", "num_query_without_match", "train_seconds", "embed_images_per_second"}  # fmt: skip
+    asked = {
+        "dataset",
+        "official_split",
+        "rank1",
+        "rank5",
+        "rank10",
+        "mAP",
+        "mAP_trapezoid",
+        "mINP",
+        "num_query",
+        "num_gallery",
+        "num_query_without_match",
+        "train_seconds",
+        "embed_images_per_second",
+    }
     assert asked <= metrics.keys()
     assert metrics["dataset"] == "synthetic"
     assert 0 <= metrics["rank1"] <= metrics["rank5"] <= metrics["rank10"] <= 1
@@ -209,9 +234,16 @@ def test_evaluate_with_all_that_it_can(
     assert run_reid.main([str(word) for word in [*words, *more]]) == 0
     values = json.loads((tmp_path / "e/metrics.json").read_text())
     assert values["method"] == {
-        "distractors": False, "multi_query": "mean", "expand": 3, "alpha": 0.0, "expand_gallery": True,
-        "rerank": True, "k1": 8, "k2": 6, "lambda_": 0.3,
-    }  # fmt: skip
+        "distractors": False,
+        "multi_query": "mean",
+        "expand": 3,
+        "alpha": 0.0,
+        "expand_gallery": True,
+        "rerank": True,
+        "k1": 8,
+        "k2": 6,
+        "lambda_": 0.3,
+    }
 
     splits = datasets.read("synthetic", root)
     embedder = Embedder(load_model(run / "model.safetensors"))
@@ -597,8 +629,17 @@ def test_a_full_disk_is_one_line(
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not on this machine")
 def test_evaluates_on_real_people(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["evaluate", "--dataset", "cuhk03np_detected", "--data-root", REAL / "cuhk03-np-p1",
-             "--weights", run / "model.safetensors", "--output", tmp_path / "real"]  # fmt: skip
+    words = [
+        "evaluate",
+        "--dataset",
+        "cuhk03np_detected",
+        "--data-root",
+        REAL / "cuhk03-np-p1",
+        "--weights",
+        run / "model.safetensors",
+        "--output",
+        tmp_path / "real",
+    ]
     assert run_reid.main([str(word) for word in words]) == 0
     metrics = json.loads((tmp_path / "real/metrics.json").read_text())
     assert (metrics["num_query"], metrics["num_gallery"], metrics["num_query_without_match"]) == (800, 3085, 3)

@@ -59,10 +59,13 @@ def test_agreement_of_equal_and_of_no_groups() -> None:
     assert nobody.bcubed_recall == pytest.approx(1 / 5)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"distance": 1.0, "min_images": 2}, "below 1 \\(nothing in common\\): got 1.0"),
-    ({"distance": 0.5, "min_images": 0}, "at least 1: got 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distance": 1.0, "min_images": 2}, "below 1 \\(nothing in common\\): got 1.0"),
+        ({"distance": 0.5, "min_images": 0}, "at least 1: got 0"),
+    ],
+)
 def test_bad_parameters_are_one_line(options: dict, message: str) -> None:
     with pytest.raises(ReidError, match=message):
         cluster(csr_array(np.eye(3)), **options)

@@ -18,7 +18,7 @@ import run_reid
 from reid.core.types import ReidError, Sample, Splits
 from reid.report.compare import PAIRED, Compared, compare
 from reid.report.compare_tables import as_latex, as_markdown, as_text, seeds_table
-from reid.report.metrics import RunFacts, metrics, metrics_text
+from reid.report.metrics import RunRecord, metrics, metrics_text
 from reid.report.results import MEASURES, read_results
 from reid.retrieval.bootstrap import RESAMPLES, draw_people, intervals, over_seeds, resample
 from reid.retrieval.evaluate import evaluate
@@ -38,7 +38,7 @@ def result(
 ) -> dict[str, Any]:
     """metrics.json of a run on PEOPLE people before 3 cameras; more noise, worse features. The last person's queries
     have no match. cut: gallery images left out. seed: of the recipe, which without one is not known; it draws the
-    noise. more: of RunFacts."""
+    noise. more: of RunRecord."""
     rng = np.random.default_rng(1)
     samples = [Sample(f"{p:03}_c{c}_{i}.jpg", p, c) for p in range(1, PEOPLE + 1) for c in (1, 2, 3) for i in (1, 2)]
     query = [s for s in samples if s.path.endswith("_1.jpg")]
@@ -50,9 +50,17 @@ def result(
     q, g = q + noise * rng.standard_normal(q.shape), g + noise * drawn.standard_normal(g.shape)
     scores = evaluate(q, g, *(np.array([s[i] for s in part]) for i in (1, 2) for part in (query, gallery)))
     splits = Splits("market1501", "root", [], query, gallery, split, [])
-    run = RunFacts(f"python run_reid.py --set noise={noise}", "scgnet_s", 3_800_123, (384, 128), "ff", 1.0,
-                   train_seconds=seconds, recipe={} if seed is None else {"noise": noise, "seed": seed},
-                   **{"multiply_adds": 73_522_688, **more})  # fmt: skip
+    run = RunRecord(
+        f"python run_reid.py --set noise={noise}",
+        "scgnet_s",
+        3_800_123,
+        (384, 128),
+        "ff",
+        1.0,
+        train_seconds=seconds,
+        recipe={} if seed is None else {"noise": noise, "seed": seed},
+        **{"multiply_adds": 73_522_688, **more},
+    )
     return metrics(splits, scores, run, None if seconds is None else [{"images": 51_200}])
 
 

@@ -104,7 +104,11 @@ def test_the_papers_recipe_is_the_papers(name):
     """Section IV-E, and BagOfTricks' and MGN's values where it is silent."""
     config = recipes.load(ROOT / "configs" / f"{name}.yaml")
     assert (config.backbone, config.head, config.branches, config.dim) == (
-        "scgnet_l", "mgn", [[1, 2], [2, 1], [3, 1]], 256)  # fmt: skip
+        "scgnet_l",
+        "mgn",
+        [[1, 2], [2, 1], [3, 1]],
+        256,
+    )
     assert (config.height, config.width, config.pad, config.flip, config.erase) == (384, 128, 10, 0.5, 0.5)
     assert (config.optimizer, config.momentum, config.weight_decay, config.nesterov) == ("sgd", 0.9, 1e-4, False)
     assert (config.schedule, config.epochs, config.warmup_epochs) == ("cosine", 90, 5)
@@ -137,8 +141,9 @@ def test_a_runs_config_of_0_1_is_read_under_todays_names(tmp_path):
     values = yaml.safe_load(OF_0_1)
     assert recipes.from_dict(Config, values, "a card") == config
     assert recipes.differences(recipes.as_dict(config), values) == {}
-    assert recipes.differences(recipes.as_dict(dataclasses.replace(config, cutmix=0.25, wants_pretrained=True)),
-                               values) == {"cutmix": (0.5, 0.25)}  # fmt: skip
+    assert recipes.differences(
+        recipes.as_dict(dataclasses.replace(config, cutmix=0.25, wants_pretrained=True)), values
+    ) == {"cutmix": (0.5, 0.25)}
     before = recipes.from_dict(Config, values | {"triplet_after": False, "center": 0.0}, "a card")
     assert (before.triplet_on, before.center_update) == ("before", "bagoftricks")
 

@@ -46,8 +46,17 @@ def test_a_pupil_follows_its_teacher(
 ) -> None:
     """Of another input size, its features kept for the epochs that come again."""
     teacher = train(samples, tiny(epochs=2), tmp_path / "teacher", device="cuda", progress=False).path
-    config = tiny(epochs=30, lr=0.05, seed=1, height=32, width=16, teacher=teacher, distill=20.0, cached_epochs=4,
-                  branches=[[1, 2], [2, 1]])  # fmt: skip
+    config = tiny(
+        epochs=30,
+        lr=0.05,
+        seed=1,
+        height=32,
+        width=16,
+        teacher=teacher,
+        distill=20.0,
+        cached_epochs=4,
+        branches=[[1, 2], [2, 1]],
+    )
     rows = train(samples, config, tmp_path / "pupil", device="cuda", progress=False).history
     assert rows[-1]["losses"]["distill"] < 0.8 * rows[0]["losses"]["distill"]
 

@@ -668,8 +668,14 @@ def test_no_distractors_is_one_line(tmp_path: Path) -> None:
 
 
 def test_multi_query_images_are_of_the_query_persons_and_cameras(tmp_path: Path) -> None:
-    boxes = {"gt_bbox": ["0001_c1s1_001051_00.jpg", "0001_c1s2_000002_00.jpg", "0001_c2s1_000001_00.jpg",
-                         "0009_c1s1_000001_00.jpg"]}  # fmt: skip
+    boxes = {
+        "gt_bbox": [
+            "0001_c1s1_001051_00.jpg",
+            "0001_c1s2_000002_00.jpg",
+            "0001_c2s1_000001_00.jpg",
+            "0009_c1s1_000001_00.jpg",
+        ]
+    }
     boxed = datasets.read("market1501", plant(tmp_path / "boxed", MARKET | boxes))
     plain = datasets.read("market1501", plant(tmp_path / "plain", MARKET))
     names = [

@@ -31,8 +31,24 @@ from reid.training.config import as_dict
 from tests.conftest import settle
 
 # what Rockchip's tool chain and its like are known to take; nothing that looks values up by index
-TAKEN = {"Transpose", "Cast", "Slice", "Concat", "Mul", "Add", "Conv", "Relu", "ReduceMax", "ReduceSum", "Gemm",
-         "Reshape", "Pow", "Sqrt", "Clip", "Div"}  # fmt: skip
+TAKEN = {
+    "Transpose",
+    "Cast",
+    "Slice",
+    "Concat",
+    "Mul",
+    "Add",
+    "Conv",
+    "Relu",
+    "ReduceMax",
+    "ReduceSum",
+    "Gemm",
+    "Reshape",
+    "Pow",
+    "Sqrt",
+    "Clip",
+    "Div",
+}
 
 
 def embedded(model: ReidModel, pixels: np.ndarray, flip: bool = False) -> np.ndarray:
@@ -116,8 +132,9 @@ def test_principal_axes_keep_the_products_best():
     axes = principal_axes(vectors, 4)
     np.testing.assert_allclose(axes.T @ axes, np.eye(4), atol=1e-5)
     left, values, _ = np.linalg.svd(vectors)  # Eckart and Young: no matrix of rank 4 is nearer to the products
-    np.testing.assert_allclose(vectors @ axes @ axes.T @ vectors.T, (left[:, :4] * values[:4] ** 2) @ left[:, :4].T,
-                               atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        vectors @ axes @ axes.T @ vectors.T, (left[:, :4] * values[:4] ** 2) @ left[:, :4].T, atol=1e-5
+    )
 
 
 def test_pack_shortens_embeddings_by_what_training_images_show(make_model, people, paths, tmp_path, capsys):
@@ -152,8 +169,20 @@ def made(people, tiny, tmp_path_factory) -> Path:
     model = ReidModel(make_card(as_dict(tiny(branches=[[2, 1]])), 5))
     settle(model)
     save_model(model, folder / "model.safetensors")
-    words = ["export", "--weights", folder / "model.safetensors", "--format", "onnx", "--flip", "--output",
-             folder / "model.onnx", "--dataset", "market1501", "--data-root", people]  # fmt: skip
+    words = [
+        "export",
+        "--weights",
+        folder / "model.safetensors",
+        "--format",
+        "onnx",
+        "--flip",
+        "--output",
+        folder / "model.onnx",
+        "--dataset",
+        "market1501",
+        "--data-root",
+        people,
+    ]
     assert run_reid.main([str(word) for word in words]) == 0
     return folder
 
@@ -202,8 +231,21 @@ def test_the_proof_is_beside_it_and_in_it(made, people):
 
 def test_a_proof_on_some_of_the_people(made, people, tmp_path, capsys):
     splits = datasets.read("market1501", people)
-    words = ["export", "--weights", made / "model.safetensors", "--format", "torchscript", "--people", "2", "--dataset",
-             "market1501", "--data-root", people, "--output", tmp_path / "model.torchscript"]  # fmt: skip
+    words = [
+        "export",
+        "--weights",
+        made / "model.safetensors",
+        "--format",
+        "torchscript",
+        "--people",
+        "2",
+        "--dataset",
+        "market1501",
+        "--data-root",
+        people,
+        "--output",
+        tmp_path / "model.torchscript",
+    ]
     assert run_reid.main([str(word) for word in words]) == 0
     proof = json.loads((tmp_path / "model.torchscript.json").read_text())["proof"]
     a_person = len(splits.query) // len({s.pid for s in splits.query})

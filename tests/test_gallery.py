@@ -54,9 +54,14 @@ def fill(gallery: Any, count: int = 20) -> Any:
     """Vectors of seed 0, paths 0.jpg .., pids 0, 1, 2, 0 .., camids 1, 2, 3, 4, 1 .., times 0, 1, .., hashes, lanes."""
     numbers = np.arange(count)
     gallery.add(
-        random_unit(count), [f"{n}.jpg" for n in numbers], numbers % 3, numbers % 4 + 1, numbers,
-        [{"lane": str(n % 2)} for n in numbers], [digest(n) for n in range(count)],
-    )  # fmt: skip
+        random_unit(count),
+        [f"{n}.jpg" for n in numbers],
+        numbers % 3,
+        numbers % 4 + 1,
+        numbers,
+        [{"lane": str(n % 2)} for n in numbers],
+        [digest(n) for n in range(count)],
+    )
     return gallery
 
 
@@ -100,8 +105,13 @@ def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """For reading only: what `filled` holds, and three images more."""
     folder = tmp_path_factory.mktemp("mixed")
     gallery = fill(create(folder / "g") if request.param == "folder" else make_milvus(folder, "mixed"))
-    gallery.add(random_unit(3, seed=5), ["bad-\udcff.jpg", 'x"\\\n', "bytes:y"], ["anna", None, 2], [None, 3, 1],
-                fields=[{"lane": 1, "speed": 2.5}, {}, {"lane": '1" or 1=1 --'}])  # fmt: skip
+    gallery.add(
+        random_unit(3, seed=5),
+        ["bad-\udcff.jpg", 'x"\\\n', "bytes:y"],
+        ["anna", None, 2],
+        [None, 3, 1],
+        fields=[{"lane": 1, "speed": 2.5}, {}, {"lane": '1" or 1=1 --'}],
+    )
     return gallery
 
 
@@ -351,8 +361,11 @@ def test_many_small_additions_lie_in_few_files(tmp_path: Path) -> None:
 def test_an_image_that_changed_takes_its_place(empty: Gallery) -> None:
     gallery = fill(empty)
     assert gallery.known(["3.jpg", "3.jpg", "new.jpg", "new.jpg"], [digest(3), digest(99), digest(4), digest(99)]) == [
-        True, False, True, False
-    ]  # fmt: skip
+        True,
+        False,
+        True,
+        False,
+    ]
     changed = random_unit(1, seed=9)
     assert gallery.add(changed, ["3.jpg"], [7], hashes=[digest(99)]).tolist() == [20]
     assert len(gallery) == 20
@@ -475,8 +488,14 @@ def test_a_trace_is_named(tmp_path: Path) -> None:
 def test_merged_galleries(empty: Gallery, tmp_path: Path) -> None:
     ours, theirs = fill(empty), create(tmp_path / "b")
     vectors = random_unit(6, seed=9)
-    theirs.add(vectors, ["n0", "n1", "5.jpg", "n3", "n4", "n5"], [1, 2, 3, None, "x", 9], [9] * 6, [3.0] * 6,
-               hashes=[digest(100), digest(2), digest(101), digest(102), digest(102), None])  # fmt: skip
+    theirs.add(
+        vectors,
+        ["n0", "n1", "5.jpg", "n3", "n4", "n5"],
+        [1, 2, 3, None, "x", 9],
+        [9] * 6,
+        [3.0] * 6,
+        hashes=[digest(100), digest(2), digest(101), digest(102), digest(102), None],
+    )
     theirs.remove(Filter(paths=["n0"]))
     assert ours.merge(theirs) == (2, 3)  # n1 and 5.jpg are here by content or path, n4 is n3's content
     added = [entry for entry in ours.entries() if entry.key >= 20]

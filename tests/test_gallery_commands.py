@@ -149,9 +149,13 @@ def test_several_images_of_one_person_are_one_search(
     ],
 )
 def test_search_among_some(
-    words: list[object], meets: Callable[[dict[str, object]], bool], gallery: Gallery, crops: Path, tmp_path: Path,
+    words: list[object],
+    meets: Callable[[dict[str, object]], bool],
+    gallery: Gallery,
+    crops: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     search = [gallery.path, people_image(crops, 22), "--picture", tmp_path / "p.png", "--top-k", 99]
     everything = ask(capsys, *search)
     assert len(everything) == 20
@@ -297,14 +301,24 @@ def test_presets(
 
 
 def test_the_commands_on_a_gallery_in_milvus(
-    gallery: Gallery, crops: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    gallery: Gallery,
+    crops: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Nothing changes but the place: `gallery`, a folder, is merged into an empty one, from where all works."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = load_model(weights)
-    there = make_milvus(tmp_path, "commands", dimension=model.dimension, fingerprint=Embedder(model).fingerprint,
-                        input_size=model.input_size, model=weights)  # fmt: skip
+    there = make_milvus(
+        tmp_path,
+        "commands",
+        dimension=model.dimension,
+        fingerprint=Embedder(model).fingerprint,
+        input_size=model.input_size,
+        model=weights,
+    )
 
     def say(*words: object, code: int = 0) -> str:
         capsys.readouterr()

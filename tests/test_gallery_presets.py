@@ -44,8 +44,13 @@ def _lists_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def built(path: Path, preset: str, count: int = COUNT) -> Gallery:
     gallery = create(path, dimension=WIDE)
-    gallery.add(people(count), [f"{n}.jpg" for n in range(count)], [n // 5 + 1 for n in range(count)],
-                [n % 4 + 1 for n in range(count)], [float(n) for n in range(count)])  # fmt: skip
+    gallery.add(
+        people(count),
+        [f"{n}.jpg" for n in range(count)],
+        [n // 5 + 1 for n in range(count)],
+        [n % 4 + 1 for n in range(count)],
+        [float(n) for n in range(count)],
+    )
     gallery.set_preset(preset)
     return gallery
 

@@ -169,8 +169,18 @@ def tiff(values: np.ndarray, **tags: int) -> bytes:
     height, width = values.shape
     kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     bits = tags.get("bits", 8 * values.itemsize)
-    numbers = {256: width, 257: height, 258: bits, 259: 1, 262: tags.get("photometric", 1), 273: 8,
-               277: 1, 278: height, 279: values.nbytes, 339: kind}  # fmt: skip
+    numbers = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: tags.get("photometric", 1),
+        273: 8,
+        277: 1,
+        278: height,
+        279: values.nbytes,
+        339: kind,
+    }
     if "orientation" in tags:
         numbers[274] = tags["orientation"]
     data = values.tobytes()

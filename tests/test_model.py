@@ -40,9 +40,15 @@ def embed():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"neck": "relu", "pool": "gem"}, {"branches": "[[3, 1]]", "dim": 5}, {"backbone": "osnet_x0_25"},
-     BAGOFTRICKS, {"neck": "relu", "global_softmax": "unreduced"}],
-)  # fmt: skip
+    [
+        {},
+        {"neck": "relu", "pool": "gem"},
+        {"branches": "[[3, 1]]", "dim": 5},
+        {"backbone": "osnet_x0_25"},
+        BAGOFTRICKS,
+        {"neck": "relu", "global_softmax": "unreduced"},
+    ],
+)
 def test_a_saved_model_is_the_same_model(tmp_path, make_model, pixels, embed, changes):
     model = make_model(**changes)
     model.card["scores"] = {"rank1": 0.5, "where": "Köln"}
@@ -80,9 +86,13 @@ def test_without_its_classifier_it_embeds_the_same(tmp_path, make_model, pixels,
 
 @pytest.mark.parametrize(
     ("name", "same"),
-    [("head.classifier", True), ("head.reduction", False), ("head.trunk.0.0.0.weight", False),
-     ("head.neck.running_mean", False)],
-)  # fmt: skip
+    [
+        ("head.classifier", True),
+        ("head.reduction", False),
+        ("head.trunk.0.0.0.weight", False),
+        ("head.neck.running_mean", False),
+    ],
+)
 def test_the_fingerprint_follows_the_weights_that_embeddings_depend_on(make_model, name, same):
     model = make_model()
     before = model.fingerprint
@@ -251,12 +261,20 @@ def test_an_interruption_while_saving_leaves_the_old_file(tmp_path, make_model, 
 def test_the_card_names_the_recipe(tiny):
     card = make_card(as_dict(tiny(dim=8)), 5)
     assert card["architecture"] == {
-        "backbone": "scgnet_s", "head": "mgn", "branches": [[1, 2], [2, 1]], "dim": 8, "pool": "max", "neck": "bnneck",
+        "backbone": "scgnet_s",
+        "head": "mgn",
+        "branches": [[1, 2], [2, 1]],
+        "dim": 8,
+        "pool": "max",
+        "neck": "bnneck",
         "global_softmax": "reduced",
-    }  # fmt: skip
+    }
     assert make_card(as_dict(tiny(**BAGOFTRICKS)), 5)["architecture"] == {
-        "backbone": "scgnet_s", "head": "bagoftricks", "pool": "avg", "last_stride": 1,
-    }  # fmt: skip
+        "backbone": "scgnet_s",
+        "head": "bagoftricks",
+        "pool": "avg",
+        "last_stride": 1,
+    }
     assert card["input_size"] == [64, 32]
     assert card["recipe"]["dim"] == 8
     assert json.loads(json.dumps(card)) == card
@@ -294,12 +312,18 @@ def test_weights_that_are_not_finite_are_not_written(make_model, tmp_path):
 @pytest.mark.parametrize(
     ("name", "fingerprint", "values"),
     [
-        ("scgnet_s", "5b9444d485280e22",
-         [0.0124544, -0.0159448, 0.0089863, 0.0144284, -0.0367417, 0.0509951, -0.0063766, -0.0177079]),
-        ("mobilenet_v2", "7e7c407c35e0b681",
-         [0.0152717, -0.0538174, 0.0085226, -0.0487204, -0.0407709, -0.0084948, -0.0303457, -0.0174772]),
+        (
+            "scgnet_s",
+            "5b9444d485280e22",
+            [0.0124544, -0.0159448, 0.0089863, 0.0144284, -0.0367417, 0.0509951, -0.0063766, -0.0177079],
+        ),
+        (
+            "mobilenet_v2",
+            "7e7c407c35e0b681",
+            [0.0152717, -0.0538174, 0.0085226, -0.0487204, -0.0407709, -0.0084948, -0.0303457, -0.0174772],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_model_of_0_1_embeds_as_it_did_then(name, fingerprint, values):
     """Its card names no head, its recipe has that version's keys; values are every 160th of what 0.1 gave."""
     model = load_model(ROOT / "weights" / f"{name}.safetensors")

@@ -32,8 +32,19 @@ from reid.training.loop import Interrupted
 from reid.training.pretrain import ImageFolder, Pretrained, read_folder
 from tests.conftest import ROOT
 
-SMALL = ["backbone=scgnet_s", "size=32", "resize=36", "scale=0.5", "jitter=0.2", "batch=8", "epochs=2", "lr=0.1",
-         "validate_epochs=0", "workers=0", "precision=fp32"]  # fmt: skip
+SMALL = [
+    "backbone=scgnet_s",
+    "size=32",
+    "resize=36",
+    "scale=0.5",
+    "jitter=0.2",
+    "batch=8",
+    "epochs=2",
+    "lr=0.1",
+    "validate_epochs=0",
+    "workers=0",
+    "precision=fp32",
+]
 CLASSES = ["bars", "discs", "hollow", "squares"]
 COLOURS = [(220, 160, 60), (60, 200, 120), (200, 70, 200), (70, 120, 220)]
 CPU = torch.device("cpu")
@@ -150,8 +161,15 @@ def test_the_card_and_the_scores_are_those_of_the_file(folder: ImageFolder, whol
     net = backbones.get("scgnet_s").build(4)
     net.load_state_dict(state)
     # top-1 by a plain loop over torchvision's own transforms
-    seen = v2.Compose([v2.Resize(36), v2.CenterCrop(32), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
-                       v2.Normalize(MEAN, STD)])  # fmt: skip
+    seen = v2.Compose(
+        [
+            v2.Resize(36),
+            v2.CenterCrop(32),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
     hits = 0
     with torch.no_grad():
         for path, label in zip(folder.val.paths, folder.val.labels, strict=True):
@@ -188,8 +206,25 @@ def test_the_program_trains_on_people_from_what_it_pretrained(
     weights = output / "backbone.safetensors"
     tiny = ["--set", "epochs=0", "height=64", "width=32", "dim=8", "p=3", "k=2", "precision=fp32", "watch_epochs=0"]
     config = str(ROOT / "configs/synthetic.yaml")
-    assert run_reid.main(["train", "--dataset", "market1501", "--data-root", str(people), "--config", config,
-                          "--output", str(tmp_path / "run"), "--pretrained", str(weights), *tiny]) == 0  # fmt: skip
+    assert (
+        run_reid.main(
+            [
+                "train",
+                "--dataset",
+                "market1501",
+                "--data-root",
+                str(people),
+                "--config",
+                config,
+                "--output",
+                str(tmp_path / "run"),
+                "--pretrained",
+                str(weights),
+                *tiny,
+            ]
+        )
+        == 0
+    )
     assert "matched by name, 4 others left out" in capsys.readouterr().out
     model = load_file(tmp_path / "run/model.safetensors")
     assert torch.equal(model["head.trunk.0.0.0.weight"], load_file(weights)["stem.0.0.weight"])

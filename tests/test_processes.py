@@ -58,8 +58,9 @@ def gradients(samples: list[Sample], folder: Path) -> dict[str, torch.Tensor]:
 def normalised(world: World) -> dict[str, torch.Tensor]:
     """Gradients and statistics of batch norms, of maps and of vectors, that see the images of all processes."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5),
-                        nn.BatchNorm1d(5), nn.Tanh())  # fmt: skip
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5), nn.BatchNorm1d(5), nn.Tanh()
+    )
     images = torch.randn(12, 3, 8, 8) + torch.arange(12.0).view(12, 1, 1, 1)
     if world.size > 1:
         synchronise_batch_norms(net, torch.device("cpu"))
@@ -203,9 +204,25 @@ def test_processes_share_a_batch_without_overlap_or_gap(size: int) -> None:
 
 
 def test_torchrun_trains_by_the_program(forks: Forks, people: Path, tmp_path: Path) -> None:
-    words = ["train", "--dataset", "market1501", "--data-root", str(people), "--config", "configs/synthetic.yaml",
-             "--output", str(tmp_path / "run"), "--set", "p=2", "k=2", "epochs=1", "height=64", "width=32",
-             "dim=8", "watch_epochs=0"]  # fmt: skip
+    words = [
+        "train",
+        "--dataset",
+        "market1501",
+        "--data-root",
+        str(people),
+        "--config",
+        "configs/synthetic.yaml",
+        "--output",
+        str(tmp_path / "run"),
+        "--set",
+        "p=2",
+        "k=2",
+        "epochs=1",
+        "height=64",
+        "width=32",
+        "dim=8",
+        "watch_epochs=0",
+    ]
     said = finish(start(forks, PROGRAM, *words))
     assert f"model: {tmp_path}/run/model.safetensors" in said[0]
     assert said[1] == "", "only the first process speaks"

@@ -74,7 +74,7 @@ def test_the_example_for_openvino(model: ReidModel, two: list[str], capsys: pyte
     openvino.save(openvino.build(model, request, np.empty(0)), Path("model.xml"), json.dumps(card))
     (code,) = (code for code in examples("docs/deploy.md") if "openvino" in code)
     exec(compile(code, "docs/deploy.md", "exec"), {})
-    told(capsys, card["fingerprint"], model, two)
+    what_it_says(capsys, card["fingerprint"], model, two)
 
 
 def test_the_example_for_an_npu_with_its_runtime_played_by_pytorch(
@@ -102,10 +102,10 @@ def test_the_example_for_an_npu_with_its_runtime_played_by_pytorch(
     Path("model.rknn.json").write_text(json.dumps({"fingerprint": "f-rk3588", "input_size": list(model.input_size)}))
     (code,) = (code for code in examples("docs/deploy.md") if "rknnlite" in code)
     exec(compile(code, "docs/deploy.md", "exec"), {})
-    told(capsys, "f-rk3588", model, two)
+    what_it_says(capsys, "f-rk3588", model, two)
 
 
-def told(capsys: pytest.CaptureFixture[str], fingerprint: str, model: ReidModel, two: list[str]) -> None:
+def what_it_says(capsys: pytest.CaptureFixture[str], fingerprint: str, model: ReidModel, two: list[str]) -> None:
     """The fingerprint, and the cosine of the two crops as this program finds it."""
     a, b = Embedder(model, flip=False, device="cpu").embed_pixels(read_images(two, model.input_size))
     said = capsys.readouterr().out.split()

@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from reid.core.types import DISTRACTOR, JUNK, Sample, Splits
 from reid.report import sheets
 from reid.report.markdown import report_text, summary_table, write_report
-from reid.report.metrics import Further, RunFacts, images_digest, metrics, metrics_text
+from reid.report.metrics import ExtraMetrics, RunRecord, images_digest, metrics, metrics_text
 from reid.report.page import MOST_STRIPS, STRIP_CROPS, write_people_page
 from reid.report.plots import draw_curves
 from reid.report.published import PUBLISHED
@@ -37,7 +37,7 @@ from reid.retrieval.evaluate import Scores, evaluate
 from reid.retrieval.protocol import COSINE, Method
 from reid.retrieval.verification import open_set, verify
 
-RUN = RunFacts(
+RUN = RunRecord(
     command="python run_reid.py --dataset market1501 --data-root DIR",
     backbone="scgnet_s",
     parameters=3_800_123,
@@ -49,7 +49,7 @@ RUN = RunFacts(
     git_revision="c0ffee",
     recipe={"p": 16, "k": 4, "lr": 0.05, "pretrained": "", "holdout": 0.0},
 )
-NOTHING = Further({}, None, None, [])
+NOTHING = ExtraMetrics({}, None, None, [])
 
 
 def history(epochs: int) -> list[dict[str, Any]]:
@@ -60,8 +60,14 @@ def history(epochs: int) -> list[dict[str, Any]]:
             {"name": "1.global", "accuracy": 0.25 * epoch, "spread": 0.5, "rank1": rank1},
             {"name": "2.part1", "accuracy": 0.125, "spread": 0.001, "rank1": None},
         ]
-        row = {"epoch": epoch, "step": 10 * epoch, "images": 640 * epoch, "lr": 0.01, "loss": 2.0,
-               "losses": {"softmax": 1.5, "triplet": 0.5}}  # fmt: skip
+        row = {
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "images": 640 * epoch,
+            "lr": 0.01,
+            "loss": 2.0,
+            "losses": {"softmax": 1.5, "triplet": 0.5},
+        }
         more = {"images_per_second": 100.0, "data_wait": 0.25, "rank1": rank1, "mAP": rank1}
         rows.append({**row, **more, "heads": heads})
     return rows
@@ -110,8 +116,15 @@ def test_choose_queries_takes_the_worst_and_spreads_the_rest() -> None:
     chosen = choose_queries(precision)
     assert [i for _, i in chosen[:4]] == [100, 99, 98, 97]
     assert [label for label, _ in chosen] == [
-        "worst 1", "worst 2", "worst 3", "worst 4", "better than 25 %", "median", "better than 75 %", "best"
-    ]  # fmt: skip
+        "worst 1",
+        "worst 2",
+        "worst 3",
+        "worst 4",
+        "better than 25 %",
+        "median",
+        "better than 75 %",
+        "best",
+    ]
     assert np.all(np.diff(precision[[i for _, i in chosen]]) > 0)
     assert chosen[-1] == ("best", 0)
     ranks = np.sort(precision[~np.isnan(precision)])
@@ -188,12 +201,18 @@ def test_frames_and_crops_stand_where_they_belong(tmp_path: Path) -> None:
     paint = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
     paths = {name: person(tmp_path / f"{name}.png", colour=name) for name in paint}
     rows = [
-        Row("first", Tile(paths["red"], pid=1),
-            (Tile(paths["lime"], 0.9, 1, 2, True), Tile(paths["blue"], 0.8, 0, 1, False))),
-        Row("second", Tile(paths["blue"], pid=2),
-            tuple(Tile(paths["yellow"], 0.1, "x", "y", j == 11) for j in range(12))),
+        Row(
+            "first",
+            Tile(paths["red"], pid=1),
+            (Tile(paths["lime"], 0.9, 1, 2, True), Tile(paths["blue"], 0.8, 0, 1, False)),
+        ),
+        Row(
+            "second",
+            Tile(paths["blue"], pid=2),
+            tuple(Tile(paths["yellow"], 0.1, "x", "y", j == 11) for j in range(12)),
+        ),
         Row("third", Tile(paths["lime"], pid=3), (Tile(paths["red"]),)),
-    ]  # fmt: skip
+    ]
     draw_ranked(rows, tmp_path / "ranked.png", title="marks")
     with Image.open(tmp_path / "ranked.png") as image:
         assert _colours(image, tile_box(rows, 0, None)) == (sheets.QUERY, paint["red"])
@@ -395,8 +414,16 @@ def test_a_report_names_its_method_and_ranks_by_it(tmp_path: Path) -> None:
     (row,) = ranked_rows([("best", 0)], splits, scores, q, g, bonus=bonus)
     assert row.answers[0].path == splits.gallery[far].path
     assert row.answers[0].score == pytest.approx(float(q[0] @ g[far]), abs=1e-6)
-    write_report(tmp_path, splits=splits, scores=scores, query_features=q, gallery_features=g, run=RUN,
-                 method=method, bonus=bonus)  # fmt: skip
+    write_report(
+        tmp_path,
+        splits=splits,
+        scores=scores,
+        query_features=q,
+        gallery_features=g,
+        run=RUN,
+        method=method,
+        bonus=bonus,
+    )
     words = "multi-query (max), queries expanded by 5 neighbours (alpha 3), re-ranked (k1 7, k2 6, lambda 0.3)"
     assert f"; cosine similarity, {words}." in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["method"]["k1"] == 7
@@ -419,7 +446,7 @@ def test_the_page_of_people_stands_alone(tmp_path: Path) -> None:
 
 def test_metrics_of_weights_given(tmp_path: Path) -> None:
     splits, scores, q, g = miniature(tmp_path / "data", queries=1, gallery=12, name="folder", official=None)
-    run = RunFacts("cmd", "scgnet_l", 1, (256, 128), "ff", 1.0, weights="weights/raw\udcff|l.safetensors")
+    run = RunRecord("cmd", "scgnet_l", 1, (256, 128), "ff", 1.0, weights="weights/raw\udcff|l.safetensors")
     write_report(tmp_path / "out", splits=splits, scores=scores, query_features=q, gallery_features=g, run=run)
     assert not (tmp_path / "out" / "curves.png").exists()
     written = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))

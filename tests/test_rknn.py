@@ -59,9 +59,12 @@ def test_blocks_in_pieces_give_the_values_of_the_plain_network(name: str, groups
 def test_the_last_table_of_a_log_is_read() -> None:
     operators = parse_table("noise\n" + LOG.replace("900", "1") + LOG)
     assert [(o.type, o.target, o.cycles, o.kilobytes) for o in operators] == [
-        ("InputOperator", "CPU", 0, 0), ("ConvRelu", "NPU", 900, 10), ("Concat", "NPU", 0, 20),
-        ("ConvReluAdd", "NPU", 700, 10), ("OutputOperator", "CPU", 0, 5),
-    ]  # fmt: skip
+        ("InputOperator", "CPU", 0, 0),
+        ("ConvRelu", "NPU", 900, 10),
+        ("Concat", "NPU", 0, 20),
+        ("ConvReluAdd", "NPU", 700, 10),
+        ("OutputOperator", "CPU", 0, 5),
+    ]
     made = Compiled(operators, np.array)
     assert made.cycles == 1600
     assert made.cycles_with_copies == 1600 + 20 * 65  # the median of 60 and 70 cycles a kilobyte
@@ -158,9 +161,13 @@ def test_a_compiled_model_agrees_with_pytorch(make_model, people: Path, tmp_path
     splits = datasets.read("market1501", people)
     file = tmp_path / "model.rknn"
     proof, card = export_rknn(
-        model, file, "rk3588", "fp16", calibration=np.empty((0, *model.input_size, 3), np.uint8),
+        model,
+        file,
+        "rk3588",
+        "fp16",
+        calibration=np.empty((0, *model.input_size, 3), np.uint8),
         reference=lambda: Reference(model, splits.query, splits.gallery, "people"),
-    )  # fmt: skip
+    )
     assert card == json.loads((tmp_path / "model.rknn.json").read_text())
     assert proof.cosine_min > 0.9999 and proof.exported.mAP == pytest.approx(proof.model.mAP, abs=1e-3)
     assert card["proof"]["queries"] == len(splits.query) and card["fingerprint"] == model.fingerprint + NO_FLIP

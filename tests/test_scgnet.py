@@ -126,9 +126,14 @@ def unit(x: Tensor, layers: nn.Sequential, relu: bool = True) -> Tensor:
 
 @pytest.mark.parametrize(
     ("cascade", "shift", "residual"),
-    [(True, "formula", False), (True, "figure", False), (True, "none", False), (False, "formula", False),
-     (True, "formula", True)],
-)  # fmt: skip
+    [
+        (True, "formula", False),
+        (True, "figure", False),
+        (True, "none", False),
+        (False, "formula", False),
+        (True, "formula", True),
+    ],
+)
 def test_block_is_the_papers_formula(cascade, shift, residual):
     block = Block(32, 4, cascade, shift, residual).eval()
     settle(block)
@@ -140,8 +145,10 @@ def test_block_is_the_papers_formula(cascade, shift, residual):
     torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=1e-5)
     assert [block.squeeze[0].groups, block.group1[0].groups, block.group2[0].groups] == [1, 4, 4 if cascade else 1]
     assert [layer[0].kernel_size[0] for layer in (block.squeeze, block.group1, block.group2)] == [
-        1, 3, 3 if cascade else 1,
-    ]  # fmt: skip
+        1,
+        3,
+        3 if cascade else 1,
+    ]
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -13,8 +13,20 @@ import run_reid
 from datasets import synthetic
 from reid.models.model import load_model
 
-FAST = ["--set", "backbone=scgnet_s", "height=64", "width=32", "pad=4", "p=6", "k=2", "epochs=1", "warmup_epochs=0",
-        "dim=16", "watch_epochs=1", "precision=fp32"]  # fmt: skip
+FAST = [
+    "--set",
+    "backbone=scgnet_s",
+    "height=64",
+    "width=32",
+    "pad=4",
+    "p=6",
+    "k=2",
+    "epochs=1",
+    "warmup_epochs=0",
+    "dim=16",
+    "watch_epochs=1",
+    "precision=fp32",
+]
 
 
 @pytest.fixture(scope="module")

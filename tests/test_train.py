@@ -27,9 +27,22 @@ from reid.training.watch import spread
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
-    "backbone=scgnet_s", "height=64", "width=32", "pad=4", "p=4", "k=2", "epochs=2", "warmup_epochs=1", "lr=0.02",
-    "precision=fp32", "cache=memory", "watch_epochs=1", "dim=16", "triplet=1.0", "branches=[[1, 2], [2, 1], [3, 1]]",
-]  # fmt: skip
+    "backbone=scgnet_s",
+    "height=64",
+    "width=32",
+    "pad=4",
+    "p=4",
+    "k=2",
+    "epochs=2",
+    "warmup_epochs=1",
+    "lr=0.02",
+    "precision=fp32",
+    "cache=memory",
+    "watch_epochs=1",
+    "dim=16",
+    "triplet=1.0",
+    "branches=[[1, 2], [2, 1], [3, 1]]",
+]
 
 
 def recipe(*overrides: str) -> recipes.Config:
@@ -289,8 +302,15 @@ def test_a_teacher_sees_the_same_crop_at_its_own_size(samples: list[Sample], tmp
     with pytest.raises(ReidError, match="the recipe has b1-global of 16 values"):
         train(samples, config, tmp_path / "fewer", progress=False)
     one = train(samples, recipe("epochs=0", "branches=[[1, 2]]"), tmp_path / "one", progress=False).path
-    run = training._Run(samples, dataclasses.replace(config, teacher=str(one)), tmp_path / "pupil", "", World(),
-                        torch.device("cpu"), False)  # fmt: skip
+    run = training._Run(
+        samples,
+        dataclasses.replace(config, teacher=str(one)),
+        tmp_path / "pupil",
+        "",
+        World(),
+        torch.device("cpu"),
+        False,
+    )
     run.prepare()
     pixels = run.make_batch(0).pixels
     assert pixels.shape == (8, 3, 64, 32)
@@ -403,8 +423,18 @@ def test_the_model_is_the_mean_of_the_last_weights(samples: list[Sample], tmp_pa
     assert_same(whole, weights(train(samples, config, tmp_path / "parts", progress=False).path))
 
 
-BAGOFTRICKS = ("head=bagoftricks", "branches=[[1, 2], [2, 1], [3, 1]]", "dim=256", "optimizer=adam", "nesterov=false",
-               "schedule=steps", "milestones=[1]", "lr=0.001", "lr_start=0.0001", "center=0.0005")  # fmt: skip
+BAGOFTRICKS = (
+    "head=bagoftricks",
+    "branches=[[1, 2], [2, 1], [3, 1]]",
+    "dim=256",
+    "optimizer=adam",
+    "nesterov=false",
+    "schedule=steps",
+    "milestones=[1]",
+    "lr=0.001",
+    "lr_start=0.0001",
+    "center=0.0005",
+)
 
 
 def test_bagoftricks_resumes_bit_for_bit_and_steps_down(samples: list[Sample], tmp_path: Path) -> None:
@@ -431,8 +461,17 @@ def test_a_checkpoint_of_0_1_goes_on(samples: list[Sample], whole: Trained, tmp_
     state, text = checkpoint.read(file, "checkpoint")
     state = {name.replace("momentum_buffer.", "momentum.", 1): value for name, value in state.items()}
     old = {new: old for old, new in recipes.RENAMED.items()}
-    added = ("wants_pretrained", "head", "global_softmax", "last_stride", "schedule", "milestones", "gamma",
-             "optimizer", "center_update")  # fmt: skip
+    added = (
+        "wants_pretrained",
+        "head",
+        "global_softmax",
+        "last_stride",
+        "schedule",
+        "milestones",
+        "gamma",
+        "optimizer",
+        "center_update",
+    )
     values = {old.get(key, key): value for key, value in text["run"]["recipe"].items() if key not in added}
     values["triplet_after"] = values["triplet_after"] == "after"
     checkpoint.write(file, "checkpoint", state, text | {"run": text["run"] | {"recipe": values}})

@@ -118,13 +118,27 @@ def figure(person: Person, pose: Pose, pitch: float) -> list[Limb]:
         hip_wide, hip_deep = p.trunk[3]
         spread = 1.05 + 0.5 * p.skirt
         start, end = (0, p.leg + 0.08, 0), (0, p.leg - p.skirt, 0)
-        add(-0.5, start, end, [hip_wide * 0.9, hip_wide * 1.04, hip_wide * spread], "skirt",
-            depths=[hip_deep, hip_deep * 1.1, hip_deep * spread * 1.1], flat=True)  # fmt: skip
+        add(
+            -0.5,
+            start,
+            end,
+            [hip_wide * 0.9, hip_wide * 1.04, hip_wide * spread],
+            "skirt",
+            depths=[hip_deep, hip_deep * 1.1, hip_deep * spread * 1.1],
+            flat=True,
+        )
     w, d, h = p.bag_size
     if p.bag == "backpack":
         back = -p.trunk[1, 1] - d * 0.8
-        add(3 * cos * -1, (0, high - 0.09, back), (0, high - 0.09 - h, back), [w * 0.75, w, w, w * 0.9], "bag",
-            depths=[d * 0.6, d, d * 1.1, d], flat=True)  # fmt: skip
+        add(
+            3 * cos * -1,
+            (0, high - 0.09, back),
+            (0, high - 0.09 - h, back),
+            [w * 0.75, w, w, w * 0.9],
+            "bag",
+            depths=[d * 0.6, d, d * 1.1, d],
+            flat=True,
+        )
     elif p.bag == "shoulder bag":
         x = p.bag_side * (p.trunk[3, 0] + w * 0.8)
         layer = 2.0 if seen(np.array([x, 0, 0]))[2] > -0.1 else -3.0
@@ -139,8 +153,15 @@ def figure(person: Person, pose: Pose, pitch: float) -> list[Limb]:
         )
     elif p.bag == "handbag":
         hand, layer = hands[0 if p.bag_side == 1 else 1]
-        add(layer + 0.02, hand - np.array([0, 0.13, 0]), hand - np.array([0, 0.13 + h, 0]), [w * 0.8, w, w], "bag",
-            depths=[d * 0.85, d, d], flat=True)  # fmt: skip
+        add(
+            layer + 0.02,
+            hand - np.array([0, 0.13, 0]),
+            hand - np.array([0, 0.13 + h, 0]),
+            [w * 0.8, w, w],
+            "bag",
+            depths=[d * 0.85, d, d],
+            flat=True,
+        )
         add(layer + 0.015, hand, hand - np.array([0, 0.15, 0]), [0.012, 0.012], "bag")
 
     # Head.
@@ -148,14 +169,26 @@ def figure(person: Person, pose: Pose, pitch: float) -> list[Limb]:
     centre = crown - p.head * 1.45
     add(0.3, (0, high - 0.02, 0), (0, centre, 0.02), [0.055, 0.05], "skin")
     r = p.head
-    add(0.5, (0, crown - r, 0.025), (0, crown - 2.05 * r, 0.035), [r * 1.02, r, r * 0.78], "head",
-        depths=[r * 1.15, r * 1.12, r * 0.95])  # fmt: skip
+    add(
+        0.5,
+        (0, crown - r, 0.025),
+        (0, crown - 2.05 * r, 0.035),
+        [r * 1.02, r, r * 0.78],
+        "head",
+        depths=[r * 1.15, r * 1.12, r * 0.95],
+    )
     if p.hood:
         add(0.4 - 0.3 * cos, (0, high + 0.03, -0.06), (0, high - 0.07, -0.09), [0.085, 0.1, 0.07], "cloth")
     if p.long_hair:
         low = crown - p.long_hair
-        add(0.45 - cos, (0, crown - r * 0.9, -0.035), (0, low, -0.07), [r, r * 1.12, r * 1.15, r * 0.8], "hair",
-            depths=[r * 0.8, r * 0.7, r * 0.6, r * 0.5])  # fmt: skip
+        add(
+            0.45 - cos,
+            (0, crown - r * 0.9, -0.035),
+            (0, low, -0.07),
+            [r, r * 1.12, r * 1.15, r * 0.8],
+            "hair",
+            depths=[r * 0.8, r * 0.7, r * 0.6, r * 0.5],
+        )
     if p.bun:
         add(0.5 - cos * 0.3, (0, crown - 0.04, -r * 1.1), (0, crown - 0.05, -r * 1.3), [r * 0.5, r * 0.5], "hair")
     if p.brim:

@@ -68,8 +68,10 @@ def main(arguments: Sequence[str] | None = None, readers: Readers = OWN) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = words.pop(0) if words and not words[0].startswith("-") else None
     if command is not None and command not in COMMANDS:
-        print(f"error: unknown command {command!r}; choose one of {', '.join(COMMANDS)}, "
-              "or none for the main job", file=sys.stderr)  # fmt: skip
+        print(
+            f"error: unknown command {command!r}; choose one of {', '.join(COMMANDS)}, or none for the main job",
+            file=sys.stderr,
+        )
         return 2
     args = build_parser(command, readers).parse_args(words)
     if not first_process() and command not in SHARED_BY_PROCESSES:

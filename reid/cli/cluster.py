@@ -11,7 +11,7 @@ import numpy as np
 from reid.cli.data import images_in, read_data, refuse_or_tell
 from reid.cli.options import add_common, add_data
 from reid.cli.readers import Readers
-from reid.cli.runs import claimed, default_weights, load_embedder, write_csv
+from reid.cli.runs import default_weights, load_embedder, run_lock, write_csv
 from reid.core.images import find_bad
 from reid.core.own_images import camera_of
 from reid.core.types import ReidError, Sample
@@ -41,7 +41,7 @@ def cluster_command(args: argparse.Namespace) -> None:
     output = Path(args.output)
     embedder = load_embedder(weights, args)
     run = {"kind": "cluster", "data": identity([s.path for s in crops]), "fingerprint": embedder.fingerprint}
-    with claimed(output, run):
+    with run_lock(output, run):
         bad = find_bad(s.path for s in crops)
         if bad:
             refuse_or_tell(bad, args.skip_bad)
@@ -57,18 +57,22 @@ def cluster_command(args: argparse.Namespace) -> None:
         write_csv(output / "people.csv", ("path", "pid", "camid"), named)
         write_csv(output / "rest.csv", ("path", "camid"), [(crops[i].path, crops[i].camid) for i in rest])
         strips = [
-            (f"person {n}: {len(of)} crops, cameras {', '.join(map(str, sorted({crops[i].camid for i in of})))}",
-             [Tile(crops[i].path, camid=crops[i].camid) for i in of])
+            (
+                f"person {n}: {len(of)} crops, cameras {', '.join(map(str, sorted({crops[i].camid for i in of})))}",
+                [Tile(crops[i].path, camid=crops[i].camid) for i in of],
+            )
             for n, of in enumerate(people, 1)
-        ]  # fmt: skip
+        ]
         told = f"{len(crops):,} crops: {len(people):,} people of {len(crops) - len(rest):,} crops, {len(rest):,} alone"
         write_people_page(strips, output / "people.html", title="People", text=told)
     print(told)
     if args.dataset:
         found = agreement(labels, np.array([s.pid for s in crops]))
         print(f"labels: {len({s.pid for s in crops}):,} people; adjusted Rand index {found.adjusted_rand:.3f}")
-        rows = [["pairs", found.pair_precision, found.pair_recall, found.pair_f],
-                ["B-cubed", found.bcubed_precision, found.bcubed_recall, found.bcubed_f]]  # fmt: skip
+        rows = [
+            ["pairs", found.pair_precision, found.pair_recall, found.pair_f],
+            ["B-cubed", found.bcubed_precision, found.bcubed_recall, found.bcubed_f],
+        ]
         shown = [[str(name), *(f"{value:.1%}" for value in values)] for name, *values in rows]
         print(aligned_table(("", "precision", "recall", "F"), shown))
     print(f"data set: {output}/people.csv\npage: {output}/people.html")
@@ -77,14 +81,30 @@ def cluster_command(args: argparse.Namespace) -> None:
 def add_cluster(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, and folders of them")
     add_data(parser, readers)
-    parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors (default: the small one that "
-                        "comes with the program)")  # fmt: skip
-    parser.add_argument("--distance", type=float, metavar="D", help="of two crops' neighbourhoods, 0: the same, 1: "
-                        "nothing in common; crops within it are neighbours (default: 0.6)")  # fmt: skip
-    parser.add_argument("--min-images", type=int, metavar="N", help="a crop with N within the distance, itself "
-                        "included, starts a person (default: 2)")  # fmt: skip
-    parser.add_argument("--k1", type=int, metavar="K", help="nearest crops that make a neighbourhood, about as many as "
-                        "a person has crops (default: 10)")  # fmt: skip
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a trained model.safetensors (default: the small one that comes with the program)",
+    )
+    parser.add_argument(
+        "--distance",
+        type=float,
+        metavar="D",
+        help="of two crops' neighbourhoods, 0: the same, 1: "
+        "nothing in common; crops within it are neighbours (default: 0.6)",
+    )
+    parser.add_argument(
+        "--min-images",
+        type=int,
+        metavar="N",
+        help="a crop with N within the distance, itself included, starts a person (default: 2)",
+    )
+    parser.add_argument(
+        "--k1",
+        type=int,
+        metavar="K",
+        help="nearest crops that make a neighbourhood, about as many as a person has crops (default: 10)",
+    )
     parser.add_argument("--k2", type=int, metavar="K", help="of those, how many are averaged over (default: 4)")
     parser.add_argument("--output", default="runs/cluster", metavar="DIR", help="(default: runs/cluster)")
     add_common(parser)

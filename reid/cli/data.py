@@ -94,6 +94,9 @@ def images_in(places: Sequence[str]) -> list[str]:
     """The image files of those places, with a word about the files beside them that are none."""
     found = find_images(places)
     if found.others and first_process():
-        print(f"warning: passed over {len(found.others)} files that are no images by their names: "
-              f"{some([str(path) for path in found.others])}", file=sys.stderr)  # fmt: skip
+        print(
+            f"warning: passed over {len(found.others)} files that are no images by their names: "
+            f"{some([str(path) for path in found.others])}",
+            file=sys.stderr,
+        )
     return [str(path) for path in found.images]

@@ -14,7 +14,7 @@ import numpy as np
 from reid.cli.data import check_images, ids_of, read_data, refuse_or_tell
 from reid.cli.options import add_common, add_data, add_data_root, add_output, add_rerank, rerank_options
 from reid.cli.readers import Readers
-from reid.cli.runs import Facts, claimed, load_embedder, model_name, run_of
+from reid.cli.runs import RunFile, load_embedder, model_name, run_lock, run_of
 from reid.core.files import write_json, write_text
 from reid.core.images import find_bad
 from reid.core.types import ReidError, Splits
@@ -61,12 +61,12 @@ def evaluate_one(
     splits = read_data(args, dataset)
     if method.distractors:
         splits = splits._replace(gallery=[*splits.gallery, *args.readers.distractors(splits)], official_split=None)
-    with claimed(output, run_of("evaluate", splits, args, weights=weights, method=str(method))) as facts:
+    with run_lock(output, run_of("evaluate", splits, args, weights=weights, method=str(method))) as facts:
         with contextlib.ExitStack() as until_embedded:
             kept = facts
             if shared != output:
                 plain = run_of("evaluate", splits, args, weights=weights, method=str(COSINE))
-                kept = until_embedded.enter_context(claimed(shared, plain))
+                kept = until_embedded.enter_context(run_lock(shared, plain))
             splits = check_images(splits, shared, args.skip_bad, ("query", "gallery"))
             embedder = load_embedder(weights, args)
             query, gallery = embed_splits(embedder, splits, shared, kept)
@@ -119,7 +119,7 @@ def calibrate_command(args: argparse.Namespace) -> None:
     embedder = load_embedder(args.weights, args)
     if checkpoint.kind(args.weights) != "model":
         raise ReidError(f"{args.weights}: calibrate the .safetensors that it comes from, then export that with --flip")
-    with claimed(output, run_of("calibrate", splits, args, fingerprint=embedder.fingerprint)):
+    with run_lock(output, run_of("calibrate", splits, args, fingerprint=embedder.fingerprint)):
         splits = check_images(splits, output, args.skip_bad, ("query", "gallery"))
         samples = [*splits.query, *splits.gallery]
         features = embedder.embed([s.path for s in samples], save=output / "features" / "all.npy", progress=True)
@@ -130,12 +130,16 @@ def calibrate_command(args: argparse.Namespace) -> None:
         write_json(output / "calibration.json", learnt_from.as_dict())
         state, card = checkpoint.read(args.weights, "model")
         checkpoint.write(args.weights, "model", state, card | {"calibration": learnt_from.as_dict()})
-    print("false accepts of searches for people who are not in the gallery, learnt from a half of the people and\n"
-          "measured on the other, with the 95 % bootstrap interval over people:")  # fmt: skip
+    print(
+        "false accepts of searches for people who are not in the gallery, learnt from a half of the people and\n"
+        "measured on the other, with the 95 % bootstrap interval over people:"
+    )
     rows = [[f"{asked:.1%}", f"{x.mean:.1%}", f"{x.low:.1%} to {x.high:.1%}"] for asked, x in checked.items()]
     print(aligned_table(("asked", "achieved", "interval"), rows))
-    print(f"probability: {learnt_from.method}, expected calibration error {learnt_from.ece_logistic:.4f} logistic, "
-          f"{learnt_from.ece_isotonic:.4f} isotonic")  # fmt: skip
+    print(
+        f"probability: {learnt_from.method}, expected calibration error {learnt_from.ece_logistic:.4f} logistic, "
+        f"{learnt_from.ece_isotonic:.4f} isotonic"
+    )
     print(f"calibrated on all {learnt_from.identities:,} people, {learnt_from.images:,} images: {args.weights}")
 
 
@@ -158,13 +162,14 @@ def read_method(args: argparse.Namespace) -> Method:
     )
 
 
-def embed_splits(embedder: Embedder, splits: Splits, folder: Path, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
+def embed_splits(embedder: Embedder, splits: Splits, folder: Path, facts: RunFile) -> tuple[np.ndarray, np.ndarray]:
     """Embeds query and gallery into FOLDER/features, or opens what is there."""
     query, gallery = (
-        embedder.embed([s.path for s in samples], save=folder / "features" / f"{name}.npy", progress=True,
-                       desc=f"embedding {name}")
+        embedder.embed(
+            [s.path for s in samples], save=folder / "features" / f"{name}.npy", progress=True, desc=f"embedding {name}"
+        )
         for name, samples in (("query", splits.query), ("gallery", splits.gallery))
-    )  # fmt: skip
+    )
     if embedder.images_per_second is not None:
         facts.keep(embed_images_per_second=embedder.images_per_second)
     return query, gallery
@@ -217,7 +222,7 @@ def report(
     query: np.ndarray,
     gallery: np.ndarray,
     output: Path,
-    facts: Facts,
+    facts: RunFile,
     *,
     weights: str | None,
     trained: Trained | None = None,
@@ -227,12 +232,12 @@ def report(
     from reid.models.card import git_revision
     from reid.models.model import ReidModel, multiply_adds
     from reid.report.markdown import summary_table, write_report
-    from reid.report.metrics import RunFacts
+    from reid.report.metrics import RunRecord
     from reid.retrieval.protocol import COSINE
 
     card = dict(embedder.card)
     model = ReidModel(card | {"num_classes": 0})
-    run = RunFacts(
+    run = RunRecord(
         command=shlex.join(["python", "run_reid.py", *sys.argv[1:]]),
         backbone=card["architecture"]["backbone"],
         parameters=sum(p.numel() for p in model.parameters()),
@@ -248,26 +253,57 @@ def report(
     )
     table = summary_table(splits, scores)
     write_text(output / "scores.txt", table + "\n")
-    write_report(output, splits=splits, scores=scores, query_features=query, gallery_features=gallery, run=run,
-                 history=trained.history if trained else None, method=method or COSINE, bonus=bonus)  # fmt: skip
+    write_report(
+        output,
+        splits=splits,
+        scores=scores,
+        query_features=query,
+        gallery_features=gallery,
+        run=run,
+        history=trained.history if trained else None,
+        method=method or COSINE,
+        bonus=bonus,
+    )
     print(table)
 
 
 def add_evaluate(parser: argparse.ArgumentParser, readers: Readers) -> None:
     names = ", ".join(readers.DATASETS)
-    parser.add_argument("--dataset", nargs="+", default=["synthetic"], metavar="NAME",
-                        help=f"one or more of {names} (default: synthetic)")  # fmt: skip
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        default=["synthetic"],
+        metavar="NAME",
+        help=f"one or more of {names} (default: synthetic)",
+    )
     add_data_root(parser)
-    parser.add_argument("--weights", nargs="+", metavar="FILE", required=True, help="trained model.safetensors, one or "
-                        "more; with several of these or of data sets a table of all is printed")  # fmt: skip
-    parser.add_argument("--distractors", action="store_true", help="add the data set's further images of nobody to "
-                        "the gallery (Market-1501's 500,000 in images/)")  # fmt: skip
-    parser.add_argument("--multi-query", choices=("mean", "max"), help="join all images of a query's person by its "
-                        "camera: their mean, or their maximum value by value")  # fmt: skip
-    parser.add_argument("--query-expansion", type=int, default=0, metavar="K", help="join each query with its K "
-                        "nearest gallery images")  # fmt: skip
-    parser.add_argument("--alpha", type=float, metavar="A", help="of the expansion: weight each image by its "
-                        "similarity to the power of A, 0 for the plain average (default: 3)")  # fmt: skip
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="FILE",
+        required=True,
+        help="trained model.safetensors, one or more; with several of these or of data sets a table of all is printed",
+    )
+    parser.add_argument(
+        "--distractors",
+        action="store_true",
+        help="add the data set's further images of nobody to the gallery (Market-1501's 500,000 in images/)",
+    )
+    parser.add_argument(
+        "--multi-query",
+        choices=("mean", "max"),
+        help="join all images of a query's person by its camera: their mean, or their maximum value by value",
+    )
+    parser.add_argument(
+        "--query-expansion", type=int, default=0, metavar="K", help="join each query with its K nearest gallery images"
+    )
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        metavar="A",
+        help="of the expansion: weight each image by its "
+        "similarity to the power of A, 0 for the plain average (default: 3)",
+    )
     parser.add_argument("--expand-gallery", action="store_true", help="of the expansion: the gallery's images too")
     add_rerank(parser, "re-rank by k-reciprocal neighbours (Zhong et al. 2017)")
     add_output(parser, "runs/evaluate-DATASET-WEIGHTS; of several the folder that holds theirs: runs")
@@ -275,10 +311,18 @@ def add_evaluate(parser: argparse.ArgumentParser, readers: Readers) -> None:
 
 
 def add_compare(parser: argparse.ArgumentParser, readers: Readers) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, the folder of --seeds that holds a run "
-                        "a seed, or a copy of a metrics.json")  # fmt: skip
-    parser.add_argument("--baseline", metavar="NAME", help="the recipe that the others are held against, by its name "
-                        "in the table: its folder's or file's (default: the first)")  # fmt: skip
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run's folder, the folder of --seeds that holds a run a seed, or a copy of a metrics.json",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="the recipe that the others are held against, by its name "
+        "in the table: its folder's or file's (default: the first)",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print a Markdown table and the runs' commands")
     form.add_argument("--latex", action="store_true", help="print a LaTeX table with the rules of booktabs")
@@ -286,7 +330,11 @@ def add_compare(parser: argparse.ArgumentParser, readers: Readers) -> None:
 
 def add_calibrate(parser: argparse.ArgumentParser, readers: Readers) -> None:
     add_data(parser, readers, "synthetic")
-    parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors, to be written "
-                        "to; galleries built with it from then on hold what was learnt")  # fmt: skip
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        required=True,
+        help="a trained model.safetensors, to be written to; galleries built with it from then on hold what was learnt",
+    )
     add_output(parser, "runs/calibrate-DATASET-WEIGHTS")
     add_common(parser)

@@ -78,8 +78,11 @@ def export_command(args: argparse.Namespace) -> None:
     shutil.rmtree(known, ignore_errors=True)
     print(proof.table())
     if not proof.agrees:
-        print("its queries lose too much on the model's gallery: it has a fingerprint of its own, and galleries that "
-              "it is to query are indexed with it", file=sys.stderr)  # fmt: skip
+        print(
+            "its queries lose too much on the model's gallery: it has a fingerprint of its own, and galleries that "
+            "it is to query are indexed with it",
+            file=sys.stderr,
+        )
     print(f"{output}: {output.stat().st_size:,} bytes; proof: {output}.json")
 
 
@@ -142,16 +145,22 @@ def add_export(parser: argparse.ArgumentParser, readers: Readers) -> None:
         return number or None
 
     parser.add_argument("--weights", metavar="FILE", required=True, help="a trained model.safetensors")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="for onnxruntime, OpenVINO, libtorch or "
-                        "Rockchip's NPU")  # fmt: skip
+    parser.add_argument(
+        "--format", choices=FORMATS, required=True, help="for onnxruntime, OpenVINO, libtorch or Rockchip's NPU"
+    )
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32, of rknn fp16)")
     parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="of rknn (default: rk3588)")
     parser.add_argument("--batch", type=batch, metavar="N|dynamic", help="images a run (default: dynamic, any number)")
     add_slim(parser)
-    parser.add_argument("--people", type=int, metavar="N", help="prove on so many of the query's people, drawn "
-                        "(default: all)")  # fmt: skip
-    parser.add_argument("--flip", action="store_true", help="sum the features of image and mirror image inside, as the "
-                        "other commands do with .safetensors; twice the work")  # fmt: skip
+    parser.add_argument(
+        "--people", type=int, metavar="N", help="prove on so many of the query's people, drawn (default: all)"
+    )
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="sum the features of image and mirror image inside, as the "
+        "other commands do with .safetensors; twice the work",
+    )
     parser.add_argument("--crops", type=int, metavar="N", help="of int8: training crops (default: 256, of rknn 32)")
     parser.add_argument("--output", metavar="FILE", help="(default: runs/WEIGHTS-PRECISION and the format's suffix)")
     add_data(parser, readers, "synthetic")

@@ -35,8 +35,9 @@ def add_gallery(parser: argparse.ArgumentParser, readers: Readers) -> None:
 
     info = action("info", "what it holds, and who may query it")
     info.add_argument("--json", action="store_true", help="print it as JSON")
-    info.add_argument("--weights", nargs="+", default=[], metavar="FILE", help="models, also exported: which of "
-                      "them may query it")  # fmt: skip
+    info.add_argument(
+        "--weights", nargs="+", default=[], metavar="FILE", help="models, also exported: which of them may query it"
+    )
     action("check", "verify every byte; exit code 1 where something is wrong").add_argument(
         "--repair", action="store_true", help="keep every vector that is whole, drop the images of the others"
     )
@@ -101,8 +102,10 @@ def preset(args: argparse.Namespace) -> int:
     began, before = time.monotonic(), gallery.info()
     gallery.set_preset(args.preset, recall=args.recall)
     after = gallery.info()
-    print(f"gallery {args.gallery}: {args.preset}, {before.bytes:,} bytes to {after.bytes:,}, in "
-          f"{time.monotonic() - began:.0f} s")  # fmt: skip
+    print(
+        f"gallery {args.gallery}: {args.preset}, {before.bytes:,} bytes to {after.bytes:,}, in "
+        f"{time.monotonic() - began:.0f} s"
+    )
     if after.learnt is not None:
         print(_learnt(after))
     elif args.preset in ("compact", "large"):
@@ -169,8 +172,10 @@ def compact(args: argparse.Namespace) -> int:
     if before.files is None or before.bytes is None or after.bytes is None:
         print(f"gallery {args.gallery}: Milvus was asked to merge its files")
     else:
-        print(f"gallery {args.gallery}: {before.files} files of vectors to {after.files}, {before.bytes:,} bytes to "
-              f"{after.bytes:,}")  # fmt: skip
+        print(
+            f"gallery {args.gallery}: {before.files} files of vectors to {after.files}, {before.bytes:,} bytes to "
+            f"{after.bytes:,}"
+        )
     return 0
 
 

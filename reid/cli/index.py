@@ -115,8 +115,10 @@ def search_command(args: argparse.Namespace) -> None:
         print(json.dumps([answers.as_dict(answer) for answer in listed], indent=2))
     elif not listed and found.searched and args.max_false_accept is not None:
         share = f"{args.max_false_accept:.2%} of the searches for people who are not in a gallery like this one"
-        print(f"nobody matches: the nearest image scores {found.best:.3f}, below {found.threshold:.3f}, which {share} "
-              "reach")  # fmt: skip
+        print(
+            f"nobody matches: the nearest image scores {found.best:.3f}, below {found.threshold:.3f}, which {share} "
+            "reach"
+        )
     else:
         print(answers.as_table(listed))
     from reid.report.sheets import Tile, draw_search
@@ -134,37 +136,72 @@ def _check_search(args: argparse.Namespace) -> None:
         raise ReidError("--output is for a table of many searches: leave --key, --json and --picture out")
     folders = [query for query in args.query if os.path.isdir(query)]
     if folders and not args.output:
-        raise ReidError(f"{folders[0]} is a folder: name images of one person, or search for each of its images with "
-                        "--output FILE.csv")  # fmt: skip
+        raise ReidError(
+            f"{folders[0]} is a folder: name images of one person, or search for each of its images with "
+            "--output FILE.csv"
+        )
 
 
 def add_index(parser: argparse.ArgumentParser, readers: Readers) -> None:
-    parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files, folders of them, patterns, and "
-                        "CSV files with a column path and any of pid, camid, time (ISO 8601) and others")  # fmt: skip
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        help="image files, folders of them, patterns, and "
+        "CSV files with a column path and any of pid, camid, time (ISO 8601) and others",
+    )
     add_data(parser, readers)
-    parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors (default: the small one that "
-                        "comes with the program)")  # fmt: skip
-    parser.add_argument("--gallery", metavar="GALLERY", required=True, help="a folder, milvus://HOST:PORT/NAME, or "
-                        "milvus+lite:PATH.db; made if absent, else new images are added")  # fmt: skip
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a trained model.safetensors (default: the small one that comes with the program)",
+    )
+    parser.add_argument(
+        "--gallery",
+        metavar="GALLERY",
+        required=True,
+        help="a folder, milvus://HOST:PORT/NAME, or milvus+lite:PATH.db; made if absent, else new images are added",
+    )
     add_preset(parser, "--preset")
     add_common(parser)
 
 
 def add_search(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument("gallery", metavar="GALLERY", help="what index or the main job made: a folder, or milvus...")
-    parser.add_argument("query", nargs="*", metavar="QUERY", help="images of one person, joined into one search; with "
-                        "--output images and folders of them, a search each")  # fmt: skip
-    parser.add_argument("--key", type=int, action="append", default=[], metavar="N", help="instead of QUERY an image "
-                        "in the gallery; may be repeated, of one person")  # fmt: skip
+    parser.add_argument(
+        "query",
+        nargs="*",
+        metavar="QUERY",
+        help="images of one person, joined into one search; with --output images and folders of them, a search each",
+    )
+    parser.add_argument(
+        "--key",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="instead of QUERY an image in the gallery; may be repeated, of one person",
+    )
     parser.add_argument("--top-k", type=int, default=10, metavar="K", help="how many images to show (default: 10)")
-    parser.add_argument("--max-false-accept", type=float, metavar="SHARE", help="answer 'nobody matches' unless an "
-                        "image is as near as that share (0.01: one in a hundred) of the searches for people who are "
-                        "not in the gallery come to one; needs a calibrated model")  # fmt: skip
+    parser.add_argument(
+        "--max-false-accept",
+        type=float,
+        metavar="SHARE",
+        help="answer 'nobody matches' unless an "
+        "image is as near as that share (0.01: one in a hundred) of the searches for people who are "
+        "not in the gallery come to one; needs a calibrated model",
+    )
     add_filter(parser)
-    parser.add_argument("--group-by", metavar="WHAT", help="show the nearest image of each person (pid), or of each "
-                        "value of a free field")  # fmt: skip
-    add_rerank(parser, "order the 500 nearest by k-reciprocal neighbours among them (Zhong et al. 2017); scores stay "
-               "cosine similarities")  # fmt: skip
+    parser.add_argument(
+        "--group-by",
+        metavar="WHAT",
+        help="show the nearest image of each person (pid), or of each value of a free field",
+    )
+    add_rerank(
+        parser,
+        "order the 500 nearest by k-reciprocal neighbours among them (Zhong et al. 2017); scores stay "
+        "cosine similarities",
+    )
     parser.add_argument("--weights", metavar="FILE", help="the model (default: the gallery's own copy)")
     parser.add_argument("--root", metavar="OLD=NEW", help="where images lie now that were indexed in the folder OLD")
     parser.add_argument("--picture", metavar="FILE", help="where the ranked list is drawn (default: search-QUERY.png)")

@@ -17,8 +17,12 @@ def add_data(parser: argparse.ArgumentParser, readers: Readers, default: str | N
 
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-root", default="data", metavar="DIR",
-                        help="the data set's own folder, or the folder that holds it (default: data)")  # fmt: skip
+    parser.add_argument(
+        "--data-root",
+        default="data",
+        metavar="DIR",
+        help="the data set's own folder, or the folder that holds it (default: data)",
+    )
 
 
 def add_common(parser: argparse.ArgumentParser, *, images: bool = True) -> None:
@@ -29,24 +33,48 @@ def add_common(parser: argparse.ArgumentParser, *, images: bool = True) -> None:
 
 def add_recipe(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--config", metavar="FILE", help=f"the recipe (default: {default})")
-    parser.add_argument("--backbone", metavar="NAME", help="scgnet_s, scgnet_m, scgnet_l, mobilenet_v2, "
-                        "shufflenet_v2_x1_5, resnet50, osnet_x1_0 or osnet_x0_25 (default: the recipe's)")  # fmt: skip
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change values of the recipe; the keys are those of the YAML file")  # fmt: skip
+    parser.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="scgnet_s, scgnet_m, scgnet_l, mobilenet_v2, "
+        "shufflenet_v2_x1_5, resnet50, osnet_x1_0 or osnet_x0_25 (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change values of the recipe; the keys are those of the YAML file",
+    )
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, "configs/DATASET.yaml")
-    parser.add_argument("--pretrained", metavar="FILE", help="start from weights of the backbone (pretrain's, or "
-                        "ImageNet's), or from a model of this program")  # fmt: skip
-    parser.add_argument("--holdout", type=float, metavar="SHARE", help="keep that share of the training identities "
-                        "apart and take the checkpoint that is best on them (default: the recipe's)")  # fmt: skip
+    parser.add_argument(
+        "--pretrained",
+        metavar="FILE",
+        help="start from weights of the backbone (pretrain's, or ImageNet's), or from a model of this program",
+    )
+    parser.add_argument(
+        "--holdout",
+        type=float,
+        metavar="SHARE",
+        help="keep that share of the training identities "
+        "apart and take the checkpoint that is best on them (default: the recipe's)",
+    )
 
 
 def add_seeds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="run the recipe with each of these seeds, in "
-                        "OUTPUT/seed-N, and tell their mean and standard deviation (default: its own seed, in "
-                        "OUTPUT)")  # fmt: skip
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="run the recipe with each of these seeds, in "
+        "OUTPUT/seed-N, and tell their mean and standard deviation (default: its own seed, in "
+        "OUTPUT)",
+    )
 
 
 def add_output(parser: argparse.ArgumentParser, default: str) -> None:
@@ -57,8 +85,13 @@ def add_rerank(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--rerank", action="store_true", help=what)
     parser.add_argument("--k1", type=int, metavar="K", help="of re-ranking: neighbours (default: 20)")
     parser.add_argument("--k2", type=int, metavar="K", help="of re-ranking: neighbours averaged over (default: 6)")
-    parser.add_argument("--lambda", type=float, dest="lambda_", metavar="L", help="of re-ranking: weight of the "
-                        "original distance, above 0 to 1 (default: 0.3)")  # fmt: skip
+    parser.add_argument(
+        "--lambda",
+        type=float,
+        dest="lambda_",
+        metavar="L",
+        help="of re-ranking: weight of the original distance, above 0 to 1 (default: 0.3)",
+    )
 
 
 def rerank_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -85,19 +118,37 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
 
 
 def add_preset(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument(name, choices=("exact", "compact", "large", "auto"), help="exact: every vector is looked at (a "
-                        "new gallery); compact: codes of a fortieth of their bytes in the vectors' place, for "
-                        "good; large: besides the vectors an index, tuned to --recall; auto: exact, and large from "
-                        "100,000 images on")  # fmt: skip
-    parser.add_argument("--recall", type=float, default=0.99, metavar="R", help="of large: the share of the nearest "
-                        "10, 100 or 500 images that a search finds (default: 0.99)")  # fmt: skip
+    parser.add_argument(
+        name,
+        choices=("exact", "compact", "large", "auto"),
+        help="exact: every vector is looked at (a "
+        "new gallery); compact: codes of a fortieth of their bytes in the vectors' place, for "
+        "good; large: besides the vectors an index, tuned to --recall; auto: exact, and large from "
+        "100,000 images on",
+    )
+    parser.add_argument(
+        "--recall",
+        type=float,
+        default=0.99,
+        metavar="R",
+        help="of large: the share of the nearest 10, 100 or 500 images that a search finds (default: 0.99)",
+    )
 
 
 def add_slim(parser: argparse.ArgumentParser) -> None:
     def parts(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
-    parser.add_argument("--branches", type=parts, metavar="1,2", help="keep only the branches of so many parts, which "
-                        "are smaller, faster and find less (default: all)")  # fmt: skip
-    parser.add_argument("--dim", type=int, metavar="N", help="shorten embeddings to N values, by a projection learnt "
-                        "on the training images of --dataset (default: all values)")  # fmt: skip
+    parser.add_argument(
+        "--branches",
+        type=parts,
+        metavar="1,2",
+        help="keep only the branches of so many parts, which are smaller, faster and find less (default: all)",
+    )
+    parser.add_argument(
+        "--dim",
+        type=int,
+        metavar="N",
+        help="shorten embeddings to N values, by a projection learnt "
+        "on the training images of --dataset (default: all values)",
+    )

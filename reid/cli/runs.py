@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "scgnet_s.safetensors"
 
 
-class Facts:
+class RunFile:
     """What an output folder says of its run: OUTPUT/run.json."""
 
     def __init__(self, file: Path, values: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ def run_of(
 
 
 @contextlib.contextmanager
-def claimed(output: Path, now: dict[str, Any], config: Config | PretrainConfig | None = None) -> Iterator[Facts]:
+def run_lock(output: Path, now: dict[str, Any], config: Config | PretrainConfig | None = None) -> Iterator[RunFile]:
     """The output folder, this process's alone for now; ReidError where it is of a different run.
 
     It is the same run where its kind, data, recipe and weights are, which `now` says; then work goes on where it was.
@@ -70,12 +70,12 @@ def claimed(output: Path, now: dict[str, Any], config: Config | PretrainConfig |
     claims it.
     """
     if not first_process():
-        yield Facts(output / "run.json", {})
+        yield RunFile(output / "run.json", {})
         return
     if output.exists() and not output.is_dir():
         raise ReidError(f"{output} is a file: give a folder with --output")
     output.mkdir(parents=True, exist_ok=True)
-    facts = Facts(output / "run.json", now)
+    facts = RunFile(output / "run.json", now)
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(locked(output / ".lock"))
@@ -148,7 +148,7 @@ def first_process() -> bool:
 
 
 @contextlib.contextmanager
-def in_turn() -> Iterator[None]:
+def first_rank_first() -> Iterator[None]:
     """Of several processes the first does it, then the others, who find what it wrote."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield

@@ -14,7 +14,7 @@ from reid.cli.data import check_images, check_name, read_data
 from reid.cli.evaluate import embed_splits, report, score
 from reid.cli.options import add_common, add_data, add_output, add_recipe, add_seeds, add_training
 from reid.cli.readers import Readers
-from reid.cli.runs import claimed, first_process, in_turn, load_embedder, run_of
+from reid.cli.runs import first_process, first_rank_first, load_embedder, run_lock, run_of
 from reid.core.files import write_text
 from reid.core.types import ReidError, Sample, Splits
 from reid.training import config as recipes
@@ -45,7 +45,7 @@ def main_command(args: argparse.Namespace) -> None:
 
 
 def main_job(args: argparse.Namespace, splits: Splits, config: Config, output: Path) -> None:
-    with claimed(output, run_of("training", splits, args, config, weights=args.weights), config) as facts:
+    with run_lock(output, run_of("training", splits, args, config, weights=args.weights), config) as facts:
         if (output / "metrics.json").exists():
             print(f"finished already, nothing to do: {output}/report.md")
             return print((output / "scores.txt").read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def train_command(args: argparse.Namespace) -> None:
     """Trains by a recipe and writes OUTPUT/model.safetensors; with --seeds a model of each, OUTPUT/seed-N/..."""
     (splits, runs), rows = plan(args), []
     for output, config in runs.values():
-        with claimed(output, run_of("training", splits, args, config), config):
+        with run_lock(output, run_of("training", splits, args, config), config):
             trained = train_on(splits, config, output, args)[1]
             print(f"model: {trained.path}")
             if first_process():
@@ -103,15 +103,16 @@ def plan(args: argparse.Namespace) -> tuple[Splits, dict[int, tuple[Path, Config
     config = read_recipe(args)
     output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
     if not args.seeds:
-        with in_turn():
+        with first_rank_first():
             return read_data(args), {config.seed: (output, config)}
     if any(override.partition("=")[0].strip() == "seed" for override in args.set):
         raise ReidError("--seeds and --set seed=N both give the seed: leave --set seed=N out")
     if len(set(args.seeds)) < len(args.seeds):
         raise ReidError(f"--seeds: expected different seeds, got {' '.join(map(str, args.seeds))}: give each once")
     if (output / "run.json").exists():
-        raise ReidError(f"{output} holds a single run, and with --seeds the runs lie in {output}/seed-N: give another "
-                        "--output")  # fmt: skip
+        raise ReidError(
+            f"{output} holds a single run, and with --seeds the runs lie in {output}/seed-N: give another --output"
+        )
     runs = {
         seed: (
             seed_folder(output, seed),
@@ -119,10 +120,10 @@ def plan(args: argparse.Namespace) -> tuple[Splits, dict[int, tuple[Path, Config
         )
         for seed in args.seeds
     }
-    with in_turn():
+    with first_rank_first():
         splits = read_data(args)
     for folder, recipe in runs.values():
-        with claimed(folder, run_of("training", splits, args, recipe), recipe):
+        with run_lock(folder, run_of("training", splits, args, recipe), recipe):
             pass
     return splits, runs
 
@@ -159,7 +160,7 @@ def pretrain_command(args: argparse.Namespace) -> None:
     folder = read_folder(args.data_root)
     output = Path(args.output or f"runs/pretrain-{config.backbone}")
     run = {"kind": "pretraining", "data_root": folder.root, "data": folder.identity, "recipe": recipes.as_dict(config)}
-    with claimed(output, run, config):
+    with run_lock(output, run, config):
         made = pretrain(folder, config, output, device=args.device)
     print(f"backbone: {made.path}, top-1 {made.top1:.1%}, top-5 {made.top5:.1%}")
 
@@ -187,7 +188,7 @@ def train_on(splits: Splits, config: Config, output: Path, args: argparse.Namesp
     note = start_note(recipes.as_dict(config))
     if note and first_process():
         print(note)
-    with in_turn():
+    with first_rank_first():
         splits = check_images(splits, output.parent if args.seeds else output, args.skip_bad)  # once for all seeds
     return splits, train(splits.train, config, output, name=splits.name, device=args.device)
 

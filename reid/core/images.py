@@ -186,9 +186,10 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
         top = (1 << tags.get(ExifTags.Base.BitsPerSample, (16,))[0]) - 1
         if top == 0xFFFF and 0 < values.max() <= 0xFFF:
             raise UnreadableImage(
-                name, f"holds values to {values.max()} in 16 bits and does not say whether 4095 or 65535 is white: "
-                "save it with 8 bits"
-            )  # fmt: skip
+                name,
+                f"holds values to {values.max()} in 16 bits and does not say whether 4095 or 65535 is white: "
+                "save it with 8 bits",
+            )
     scaled = values * np.float32(255 / top)
     if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # WhiteIsZero, which Pillow minds in 8 bits only
         scaled = 255 - scaled
@@ -226,7 +227,7 @@ os.register_at_fork(after_in_child=_renew_memory)  # the threads that hold a sha
 # ---- the check
 
 
-class Facts(NamedTuple):
+class ImageFacts(NamedTuple):
     """One image file, decoded."""
 
     trouble: str  # why it cannot be read; "" where it can
@@ -241,7 +242,7 @@ def find_bad(paths: Iterable[str | os.PathLike[str]], *, progress: bool = True) 
     return {path: fact.trouble for path, fact in facts.items() if fact.trouble}
 
 
-def inspect(paths: Iterable[str], *, progress: bool = True, title: str = "decoding") -> dict[str, Facts]:
+def inspect(paths: Iterable[str], *, progress: bool = True, title: str = "decoding") -> dict[str, ImageFacts]:
     """Decodes every image in full, in threads: path -> what it is. Sorted by path, each path once."""
     names = sorted(set(paths))
     with ThreadPoolExecutor(min(8, THREADS)) as pool:
@@ -249,13 +250,13 @@ def inspect(paths: Iterable[str], *, progress: bool = True, title: str = "decodi
         return dict(zip(names, tqdm(facts, desc=title, total=len(names), unit="image", disable=not progress)))
 
 
-def _inspect(path: str) -> Facts:
+def _inspect(path: str) -> ImageFacts:
     try:
         with _decoded(path) as image:
             pixels = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16)
-            return Facts("", *image.size, pixels.digest())
+            return ImageFacts("", *image.size, pixels.digest())
     except UnreadableImage as error:
-        return Facts(error.reason)
+        return ImageFacts(error.reason)
 
 
 # ---- files

@@ -38,8 +38,10 @@ def read_table(table: str | os.PathLike[str]) -> list[ImageRecord]:
             reader = csv.DictReader(stream, skipinitialspace=True)
             header = [name.strip() for name in reader.fieldnames or []]
             if "path" not in header:
-                raise ReidError(f"{table}: expected a first line with path (and pid, camid, time, ...), it has "
-                                f"{','.join(header) or 'nothing'}")  # fmt: skip
+                raise ReidError(
+                    f"{table}: expected a first line with path (and pid, camid, time, ...), it has "
+                    f"{','.join(header) or 'nothing'}"
+                )
             reader.fieldnames = header
             for row in reader:
                 try:

@@ -34,9 +34,16 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: s
     lines = [" & ".join(map(latex_text, line)) for line in (header, *rows)]
     guarded = ["{}" + line if line[:1] in ("[", "*") else line for line in lines]  # \\[ and \\* would be one command
     return "\n".join(
-        [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", guarded[0] + r" \\", r"\midrule",
-         *(line + r" \\" for line in guarded[1:]), r"\bottomrule", r"\end{tabular}"]
-    )  # fmt: skip
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            guarded[0] + r" \\",
+            r"\midrule",
+            *(line + r" \\" for line in guarded[1:]),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
 
 
 _LATEX = {

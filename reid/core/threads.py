@@ -15,10 +15,10 @@ from threadpoolctl import ThreadpoolController
 
 Job = TypeVar("Job")
 
-_NAME = "reid.together"
+_NAME = "reid.parallel_map"
 
 
-def together(run: Callable[[Job], object], jobs: Sequence[Job]) -> None:
+def parallel_map(run: Callable[[Job], object], jobs: Sequence[Job]) -> None:
     """Runs the jobs in as many threads as OpenMP has; those of a job, in its own thread."""
     if len(jobs) == 1 or current_thread().name.startswith(_NAME):
         for job in jobs:
@@ -37,7 +37,7 @@ def pieces(count: int, size: int = 1024) -> list[slice]:
 def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """left (n, d) @ right (d, m), in as many threads as OpenMP has, also within `threads_of_ours`."""
     found = np.empty((len(left), right.shape[1]), np.result_type(left, right))
-    together(lambda part: np.matmul(left[part], right, out=found[part]), pieces(len(left)))
+    parallel_map(lambda part: np.matmul(left[part], right, out=found[part]), pieces(len(left)))
     return found
 
 
@@ -45,7 +45,7 @@ def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def threads_of_ours() -> Iterator[None]:
     """In it, BLAS multiplies in the thread that calls it.
 
-    Threads of its own go on spinning for a while after each product, in the way of those of `together`.
+    Threads of its own go on spinning for a while after each product, in the way of those of `parallel_map`.
     """
     with _libraries().limit(limits=1, user_api="blas"):
         yield

@@ -24,8 +24,9 @@ def parse_time(text: str) -> float:
         try:
             moment = datetime.fromisoformat(text.strip())
         except ValueError:
-            raise ReidError(f"a time is 2026-11-26T19:30 (UTC), or with a zone, or seconds since 1970: got {text!r}"
-                            ) from None  # fmt: skip
+            raise ReidError(
+                f"a time is 2026-11-26T19:30 (UTC), or with a zone, or seconds since 1970: got {text!r}"
+            ) from None
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(seconds):
         raise ReidError(f"a time is a finite number of seconds since 1970, got {text!r}")

@@ -47,9 +47,16 @@ def to_onnx(graph: Deployed, batch: int | None) -> Any:
     shapes = {PIXELS: {0: torch.export.Dim("batch", min=1)}} if batch is None else None
     with quiet():
         program = torch.onnx.export(
-            graph, (pixels,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, input_names=[PIXELS],
-            output_names=[EMBEDDING], external_data=False, verbose=False,
-        )  # fmt: skip
+            graph,
+            (pixels,),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            input_names=[PIXELS],
+            output_names=[EMBEDDING],
+            external_data=False,
+            verbose=False,
+        )
     assert program is not None
     made = program.model_proto
     for part in (made.graph, *made.graph.node, *made.graph.value_info, *made.graph.input, *made.graph.output):
@@ -74,11 +81,17 @@ def quantise(made: Any, crops: np.ndarray, request: Request) -> Any:
         plain, file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(made, plain)
         quantize_static(
-            plain, file, _Reader(batches), quant_format=QuantFormat.QDQ, per_channel=steps.per_channel,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            plain,
+            file,
+            _Reader(batches),
+            quant_format=QuantFormat.QDQ,
+            per_channel=steps.per_channel,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax if steps.percentile is None else CalibrationMethod.Percentile,
-            nodes_to_exclude=_float_nodes(made), extra_options=options,
-        )  # fmt: skip
+            nodes_to_exclude=_float_nodes(made),
+            extra_options=options,
+        )
         quantised = onnx.load(file)
     if steps.mended:
         mend_biases(made, quantised, batches[: max(1, _MENDING // size)])

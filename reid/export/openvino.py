@@ -54,8 +54,14 @@ def quantise(made: Any, crops: np.ndarray, batch: int) -> Any:
     logging.getLogger("nncf").setLevel(logging.ERROR)
     batches = [crops[i : i + batch] for i in range(0, len(crops) - batch + 1, batch)]
     tail = nncf.IgnoredScope(types=["Power", "ReduceSum", "Sqrt", "Divide"])  # the length of an embedding is exact
-    return nncf.quantize(made, nncf.Dataset(batches), preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches),
-                         ignored_scope=tail, fast_bias_correction=False)  # fmt: skip
+    return nncf.quantize(
+        made,
+        nncf.Dataset(batches),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(batches),
+        ignored_scope=tail,
+        fast_bias_correction=False,
+    )
 
 
 def save(built: Any, path: Path, card: str) -> None:
@@ -76,8 +82,10 @@ def load(path: Path, precision: str = "f32") -> Runtime:
         hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = core.compile_model(made, "CPU", hints)
     except RuntimeError as error:
-        raise ReidError(f"{path} is damaged, lacks its .bin beside it, or is no OpenVINO model "
-                        f"({' '.join(str(error).split())[-120:]})") from None  # fmt: skip
+        raise ReidError(
+            f"{path} is damaged, lacks its .bin beside it, or is no OpenVINO model "
+            f"({' '.join(str(error).split())[-120:]})"
+        ) from None
     card = str(getattr(made.get_rt_info(CARD), "value", "")) if made.has_rt_info(CARD) else None
     batch = made.input(0).partial_shape[0]
 

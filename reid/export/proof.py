@@ -103,11 +103,16 @@ class Reference:
         vectors = embedder.embed(self.paths, progress=self.progress, desc="embedding as exported")
         cosine = np.einsum("nd,nd->n", vectors, self.vectors, dtype=np.float64)
         return Proof(
-            self.dataset, n, len(self.paths) - n, float(cosine.mean()), float(cosine.min()), self.row,
+            self.dataset,
+            n,
+            len(self.paths) - n,
+            float(cosine.mean()),
+            float(cosine.min()),
+            self.row,
             self._row(vectors, vectors, embedder.images_per_second if timed else None),
             self._row(vectors, self.vectors, None),
             hashlib.sha256(vectors.tobytes()).hexdigest()[:8],
-        )  # fmt: skip
+        )
 
     def _row(self, queries: np.ndarray, gallery: np.ndarray, speed: float | None) -> Row:
         n, (pids, camids) = self.count, (self.pids, self.camids)
@@ -127,8 +132,9 @@ def export(
     if path.suffix != format.suffix:
         raise ReidError(f"{path}: a file of the format {request.format} ends in {format.suffix}: name it so")
     if request.precision not in format.precisions:
-        raise ReidError(f"{request.format} takes the precision {' or '.join(format.precisions)}, not "
-                        f"{request.precision}")  # fmt: skip
+        raise ReidError(
+            f"{request.format} takes the precision {' or '.join(format.precisions)}, not {request.precision}"
+        )
     if request.precision == "int8" and not len(crops):
         raise ReidError("int8 takes its ranges from training crops, the data set has none: give another --dataset")
     module = module_of(request.format)

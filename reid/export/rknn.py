@@ -48,8 +48,15 @@ def write_onnx(network: nn.Module, size: tuple[int, int], path: Path) -> None:
     need("onnx")
     need("onnxscript")
     with quiet():
-        torch.onnx.export(network, (torch.zeros(1, 3, *size),), path, dynamo=True, opset_version=OPSET,
-                          external_data=False, verbose=False)  # fmt: skip
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, 3, *size),),
+            path,
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
 
 
 def export_rknn(
@@ -92,12 +99,19 @@ def export_rknn(
 
             proof = reference().prove(Exported(file, Runtime(run, json.dumps(card), None)), timed=False)
         told = {
-            "fingerprint": fingerprint_of(card, proof), "input_size": list(model.input_size),
-            "dimension": model.dimension, "platform": platform, "precision": precision, "pieces": pieces,
-            "bytes": file.stat().st_size, "proof": asdict(proof), "proved_on": "the compiler's simulator",
-            "estimated_cycles": made.cycles, "estimated_cycles_with_copies": round(made.cycles_with_copies),
+            "fingerprint": fingerprint_of(card, proof),
+            "input_size": list(model.input_size),
+            "dimension": model.dimension,
+            "platform": platform,
+            "precision": precision,
+            "pieces": pieces,
+            "bytes": file.stat().st_size,
+            "proof": asdict(proof),
+            "proved_on": "the compiler's simulator",
+            "estimated_cycles": made.cycles,
+            "estimated_cycles_with_copies": round(made.cycles_with_copies),
             "operators": [asdict(operator) for operator in made.operators],
-        }  # fmt: skip
+        }
         os.replace(file, path)
     write_json(path.with_name(f"{path.name}.json"), told)
     return proof, told

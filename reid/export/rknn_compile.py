@@ -25,8 +25,14 @@ def main(path: str) -> None:
 
     job, folder = json.loads(Path(path).read_text()), Path(path).parent
     rknn = RKNN(verbose=True)
-    check(rknn.config(target_platform=job["platform"], mean_values=[job["mean"]], std_values=[job["std"]],
-                      quantized_algorithm=job["algorithm"]))  # fmt: skip
+    check(
+        rknn.config(
+            target_platform=job["platform"],
+            mean_values=[job["mean"]],
+            std_values=[job["std"]],
+            quantized_algorithm=job["algorithm"],
+        )
+    )
     check(rknn.load_onnx(model=job["onnx"]))
     listed = None
     if job["precision"] == "int8":

@@ -65,8 +65,10 @@ def compiler() -> Path:
     """The Python of the environment. ReidError where there is none."""
     python = ROOT / ".venv-rknn" / "bin" / "python"
     if not python.is_file():
-        raise ReidError(f"rknn files are made by Rockchip's compiler, in an environment of its own that is not there "
-                        f"({ROOT.name}/.venv-rknn): make rknn-env")  # fmt: skip
+        raise ReidError(
+            f"rknn files are made by Rockchip's compiler, in an environment of its own that is not there "
+            f"({ROOT.name}/.venv-rknn): make rknn-env"
+        )
     return python
 
 
@@ -76,8 +78,10 @@ def parse_table(log: str) -> list[Operator]:
     heads = [i for i, line in enumerate(lines) if "Network Layer Information Table" in line]
     rows = [match for line in lines[heads[-1] :] if (match := ROW.match(line))] if heads else []
     if not rows:
-        raise ReidError("the compiler printed no table of operators: its version differs from the Makefile's, or it "
-                        "refused the model")  # fmt: skip
+        raise ReidError(
+            "the compiler printed no table of operators: its version differs from the Makefile's, or it "
+            "refused the model"
+        )
     return [
         Operator(m["type"], m["name"], m["target"], int(m["ddr"]), int(m["total"]), int(m["kilobytes"])) for m in rows
     ]
@@ -108,18 +112,27 @@ def compiled(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job: dict[str, Any] = {
-            "onnx": str(Path(onnx).resolve()), "rknn": str(Path(rknn).resolve()), "platform": platform,
-            "precision": precision, "algorithm": algorithm, "mean": mean, "std": std,
-        }  # fmt: skip
+            "onnx": str(Path(onnx).resolve()),
+            "rknn": str(Path(rknn).resolve()),
+            "platform": platform,
+            "precision": precision,
+            "algorithm": algorithm,
+            "mean": mean,
+            "std": std,
+        }
         job["calibration"] = [str(folder / f"{i}.npy") for i in range(len(crops))]
         for file, image in zip(job["calibration"], crops):
             np.save(file, np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
         (folder / "job.json").write_text(json.dumps(job))
         with (folder / "log.txt").open("w") as log:
             process = subprocess.Popen(  # -P: our onnx.py beside the script is not the library
-                [str(python), "-P", str(COMPILE), str(folder / "job.json")], cwd=folder, bufsize=0,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            )  # fmt: skip
+                [str(python), "-P", str(COMPILE), str(folder / "job.json")],
+                cwd=folder,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
         said, asked = process.stdout, process.stdin
         assert said is not None and asked is not None
 

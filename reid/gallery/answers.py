@@ -114,8 +114,16 @@ def moved(root: str | None) -> Callable[[str], str]:
 
 def as_dict(answer: Answer) -> dict[str, object]:
     entry, score, probability = answer
-    return {"key": entry.key, "path": entry.path, "score": score, "probability": probability, "pid": entry.pid,
-            "camid": entry.camid, "time": show_time(entry.time) or None, "fields": entry.fields}  # fmt: skip
+    return {
+        "key": entry.key,
+        "path": entry.path,
+        "score": score,
+        "probability": probability,
+        "pid": entry.pid,
+        "camid": entry.camid,
+        "time": show_time(entry.time) or None,
+        "fields": entry.fields,
+    }
 
 
 def as_table(answers: Sequence[Answer]) -> str:

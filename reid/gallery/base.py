@@ -58,8 +58,9 @@ class Gallery(ABC):
         dimension: of the vectors. fingerprint: names the model that makes them. input_size: (h, w) in pixels of the
         model's images. model: its file, copied into the gallery. Raises ReidError.
         """
-        return kind_of(place).create(place, dimension=dimension, fingerprint=fingerprint, input_size=input_size,
-                                     model=model, wait=wait)  # fmt: skip
+        return kind_of(place).create(
+            place, dimension=dimension, fingerprint=fingerprint, input_size=input_size, model=model, wait=wait
+        )
 
     @classmethod
     def open(cls, place: str | os.PathLike[str], *, wait: float = 10.0) -> Gallery:
@@ -217,8 +218,12 @@ class Gallery(ABC):
         vectors = checked(vectors, self.dimension, f"gallery {self.place}: vectors to add")
         columns: list[list[Any]] = [[stored(path) for path in paths]]
         kinds: list[tuple[Any, Callable[[Any], Any]]] = [
-            (pids, as_pid), (camids, as_integer), (times, as_seconds), (hashes, as_digest), (fields, as_json)
-        ]  # fmt: skip
+            (pids, as_pid),
+            (camids, as_integer),
+            (times, as_seconds),
+            (hashes, as_digest),
+            (fields, as_json),
+        ]
         for given, convert in kinds:
             columns.append([convert(x) for x in ([None] * len(columns[0]) if given is None else given)])
         if len({len(vectors), *map(len, columns)}) > 1:
@@ -330,8 +335,9 @@ class Gallery(ABC):
         for path, digest in zip(paths, hashes):
             if path in seen or (path in here and (digest is None or here[path][1] in (None, digest))):
                 where = "given twice" if path in seen else "in it already"
-                raise ReidError(f"gallery {self.place}: nothing was added, for {os.fsdecode(path)} is {where}; leave "
-                                "it out")  # fmt: skip
+                raise ReidError(
+                    f"gallery {self.place}: nothing was added, for {os.fsdecode(path)} is {where}; leave it out"
+                )
             seen.add(path)
             if path in here:
                 keys.append(here[path][0])
@@ -347,8 +353,10 @@ def check_new(place: str | os.PathLike[str], dimension: int, model: str | os.Pat
 
 
 def no_group(place: str, name: str) -> ReidError:
-    return ReidError(f"gallery {place}: no image has the field {name!r} to group by; group by pid, or by a "
-                     "field that was given to `add`")  # fmt: skip
+    return ReidError(
+        f"gallery {place}: no image has the field {name!r} to group by; group by pid, or by a "
+        "field that was given to `add`"
+    )
 
 
 def checked(vectors: np.ndarray, dimension: int, what: str) -> np.ndarray:

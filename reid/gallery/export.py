@@ -84,10 +84,17 @@ def _write_parquet(file: Path, entries: list[Entry], blocks: Iterator[np.ndarray
     import pyarrow
     from pyarrow import parquet
 
-    kinds = {"key": pyarrow.int64(), "path": pyarrow.string(), "pid": pyarrow.string(), "camid": pyarrow.int64(),
-             "time": pyarrow.timestamp("us", "UTC"), "added": pyarrow.timestamp("us", "UTC"),
-             "hash": pyarrow.string(), "fields": pyarrow.string(),
-             "vector": pyarrow.list_(pyarrow.float32(), dimension)}  # fmt: skip
+    kinds = {
+        "key": pyarrow.int64(),
+        "path": pyarrow.string(),
+        "pid": pyarrow.string(),
+        "camid": pyarrow.int64(),
+        "time": pyarrow.timestamp("us", "UTC"),
+        "added": pyarrow.timestamp("us", "UTC"),
+        "hash": pyarrow.string(),
+        "fields": pyarrow.string(),
+        "vector": pyarrow.list_(pyarrow.float32(), dimension),
+    }
     with parquet.ParquetWriter(file, pyarrow.schema(kinds.items())) as writer:
         start = 0
         for block in blocks:

@@ -78,7 +78,7 @@ def damaged(place: Path | str, what: str) -> ReidError:
 
 
 @contextlib.contextmanager
-def told(path: Path, *kinds: type[Exception], writing: bool = False) -> Iterator[None]:
+def translate_errors(path: Path, *kinds: type[Exception], writing: bool = False) -> Iterator[None]:
     """Makes a full disk, a read-only folder, a damaged database and their like one line."""
     expected = kinds or (OSError, sqlite3.Error)
     failed = "written, nothing was changed" if writing else "read"

@@ -62,8 +62,10 @@ def _first_of_each(entries: list[Entry], order: np.ndarray, name: str) -> np.nda
         groups: list[object] = [None if entry.pid in (-1, 0) else entry.pid for entry in entries]
     else:
         if not any(name in entry.fields for entry in entries):
-            raise ReidError(f"none of the {len(entries)} nearest images has the field {name!r} to group by; group by "
-                            "pid, or by a field that was given when they were added")  # fmt: skip
+            raise ReidError(
+                f"none of the {len(entries)} nearest images has the field {name!r} to group by; group by "
+                "pid, or by a field that was given when they were added"
+            )
         groups = [entry.fields.get(name) for entry in entries]
     seen: set[object] = set()
     kept = []

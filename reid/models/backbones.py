@@ -136,7 +136,7 @@ def get(name: str) -> Backbone:
     return BACKBONES[name]
 
 
-class Source:
+class BackboneFactory:
     """Gives trunk and branches of one network, from scratch or all from the same pre-trained weights."""
 
     def __init__(self, name: str, weights: dict[str, Tensor] | None = None) -> None:

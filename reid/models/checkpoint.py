@@ -71,13 +71,16 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
         with path.open("rb") as file:  # only now: the length that opens a safetensors file may look like a pickle's
             start = file.read(2)
         if start == b"PK" or start[:1] == b"\x80":
-            raise ReidError(f"{path} is a PyTorch or pickle file: a {kind} is a .safetensors file of this program "
-                            "(pickles are never loaded; backbone weights go in with --set pretrained=FILE)"
-                            ) from None  # fmt: skip
+            raise ReidError(
+                f"{path} is a PyTorch or pickle file: a {kind} is a .safetensors file of this program "
+                "(pickles are never loaded; backbone weights go in with --set pretrained=FILE)"
+            ) from None
         raise ReidError(f"{path} is damaged or no safetensors file ({' '.join(str(error).split())[:100]})") from None
     if header.get("kind") != kind or not isinstance(text, dict):
-        raise ReidError(f"{path} carries no card, so it is no {kind} of this program; "
-                        "backbone weights go in with --set pretrained=FILE")  # fmt: skip
+        raise ReidError(
+            f"{path} carries no card, so it is no {kind} of this program; "
+            "backbone weights go in with --set pretrained=FILE"
+        )
     if _checksum(header, tensors) != header.get("sha256"):
         raise ReidError(f"{path} is damaged: its contents do not give the checksum that it carries")
     return tensors, text

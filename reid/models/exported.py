@@ -60,8 +60,9 @@ class Exported:
             self.input_size: tuple[int, int] = (height, width)
             self.dimension: int = self.card["export"]["dimension"]
         except (ValueError, KeyError, TypeError):
-            raise ReidError(f"{path} carries no card, so it is no model of this program: make one with python "
-                            "run_reid.py export") from None  # fmt: skip
+            raise ReidError(
+                f"{path} carries no card, so it is no model of this program: make one with python run_reid.py export"
+            ) from None
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """RGB uint8 (B, height, width, 3) -> (B, dimension) float32 of unit length. A fixed batch is filled up."""
@@ -91,8 +92,10 @@ def load(path: str | Path) -> Exported:
     name = format_of(path)
     if name is None or not FORMATS[name].encodes:
         loaded = ", ".join(format.suffix for format in FORMATS.values() if format.encodes)
-        raise ReidError(f"{path} is not loaded: such a file holds a program, or runs on an NPU; give the "
-                        f".safetensors it comes from, or one of {loaded}")  # fmt: skip
+        raise ReidError(
+            f"{path} is not loaded: such a file holds a program, or runs on an NPU; give the "
+            f".safetensors it comes from, or one of {loaded}"
+        )
     if not Path(path).is_file():
         raise ReidError(f"no model at {path}")
     return Exported(path, module_of(name).load(Path(path)))

@@ -16,7 +16,7 @@ from mgn import Heads
 from reid.core.types import ReidError
 
 if TYPE_CHECKING:
-    from reid.models.backbones import Source
+    from reid.models.backbones import BackboneFactory
 
 __all__ = ["HEADS", "Entry", "Head", "Heads", "get", "is_classifier", "make", "options_of"]
 
@@ -75,7 +75,7 @@ def get(name: str) -> Entry:
     return HEADS[name]
 
 
-def make(name: str, source: Source, num_classes: int, options: Mapping[str, Any]) -> Any:
+def make(name: str, source: BackboneFactory, num_classes: int, options: Mapping[str, Any]) -> Any:
     """A head of that name, which keeps `Head`, over a backbone. Of `options` it takes its own; those that are left out
     have its defaults."""
     entry = get(name)

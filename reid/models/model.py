@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reid.core.types import ReidError
 from reid.models import checkpoint, heads
-from reid.models.backbones import Source
+from reid.models.backbones import BackboneFactory
 
 
 class ReidModel(nn.Module):
@@ -38,7 +38,7 @@ class ReidModel(nn.Module):
         super().__init__()
         self.card = card
         shape = card["architecture"]
-        source = Source(shape["backbone"], weights)
+        source = BackboneFactory(shape["backbone"], weights)
         self.head = heads.make(shape.get("head", heads.FIRST), source, card["num_classes"], shape)
         self.register_buffer("mean", torch.tensor(card["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card["std"]).view(1, 3, 1, 1), persistent=False)
@@ -87,15 +87,18 @@ class ReidModel(nn.Module):
         ReidError where there is no such branch, or a projection of them all.
         """
         if self.projection is not None:
-            raise ReidError("the model ends in a projection, of all its branches: choose them of the model that it was "
-                            "made from")  # fmt: skip
+            raise ReidError(
+                "the model ends in a projection, of all its branches: choose them of the model that it was made from"
+            )
         table = self.card["architecture"].get("branches")
         if table is None:
             raise ReidError("the model's head has no branches to choose from")
         absent = [count for count in parts if count not in [branch[0] for branch in table]]
         if absent or not parts:
-            raise ReidError(f"the model's branches are of {', '.join(str(b[0]) for b in table)} parts, not "
-                            f"{', '.join(map(str, absent)) or 'none'}")  # fmt: skip
+            raise ReidError(
+                f"the model's branches are of {', '.join(str(b[0]) for b in table)} parts, not "
+                f"{', '.join(map(str, absent)) or 'none'}"
+            )
         return self._slimmed(branches=[branch for branch in table if branch[0] in parts])
 
     def with_projection(self, matrix: Tensor) -> ReidModel:
@@ -103,8 +106,9 @@ class ReidModel(nn.Module):
         of its own. ReidError where it ends in one already.
         """
         if self.projection is not None:
-            raise ReidError(f"the model ends in a projection to {self.dimension} values: give the model that it was "
-                            "made from")  # fmt: skip
+            raise ReidError(
+                f"the model ends in a projection to {self.dimension} values: give the model that it was made from"
+            )
         slim = self._slimmed(projection=matrix.shape[1])
         assert slim.projection is not None
         slim.projection.copy_(matrix)

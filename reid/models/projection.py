@@ -30,8 +30,10 @@ def shortened(
             f"an embedding of the model has {model.dimension:,} values, which cannot be shortened to {dim:,}"
         )
     if len(paths) < dim:
-        raise ReidError(f"{dim:,} values are learnt on at least as many training images, not {len(paths):,}: give a "
-                        "larger data set, or fewer values")  # fmt: skip
+        raise ReidError(
+            f"{dim:,} values are learnt on at least as many training images, not {len(paths):,}: give a "
+            "larger data set, or fewer values"
+        )
     chosen = np.random.default_rng(0).permutation(len(paths))[:IMAGES]
     embedder = Embedder(model, device=device)
     vectors = embedder.embed([paths[i] for i in np.sort(chosen)], progress=progress, desc="embedding for --dim")

@@ -19,7 +19,7 @@ from reid.core.files import write_text
 from reid.core.tables import markdown_table
 from reid.core.types import DISTRACTOR, JUNK, Sample, Splits
 from reid.models.card import start_note
-from reid.report.metrics import MAIN_KEYS, Further, RunFacts, further_metrics, measure_further, metrics, metrics_text
+from reid.report.metrics import MAIN_KEYS, ExtraMetrics, RunRecord, extra_metrics, measure_extra, metrics, metrics_text
 from reid.report.plots import draw_curves, draw_scores
 from reid.report.published import PUBLISHED
 from reid.report.sheets import choose_queries, draw_ranked, ranked_rows
@@ -35,7 +35,7 @@ def write_report(
     scores: Scores,
     query_features: np.ndarray,
     gallery_features: np.ndarray,
-    run: RunFacts,
+    run: RunRecord,
     history: Sequence[dict[str, Any]] | None = None,
     method: Method = COSINE,
     bonus: csr_array | None = None,
@@ -55,13 +55,13 @@ def write_report(
     )
     if history:
         draw_curves(history, output / "curves.png")
-    further = measure_further(splits, query_features, gallery_features, bonus)
+    further = measure_extra(splits, query_features, gallery_features, bonus)
     draw_scores(scores, further.verification, output / "scores.png", title=_title(splits, run))
     text = report_text(splits, scores, run, history, method, further)
     write_text(output / "report.md", text.encode("utf-8", "backslashreplace").decode())  # paths may hold any bytes
     values = metrics(splits, scores, run, history)
     queries = values.pop("queries")  # last: it is long
-    values |= {"method": asdict(method)} | further_metrics(further) | {"queries": queries}
+    values |= {"method": asdict(method)} | extra_metrics(further) | {"queries": queries}
     write_text(output / "metrics.json", metrics_text(values))
 
 
@@ -92,10 +92,10 @@ def summary_table(splits: Splits, scores: Scores, run_name: str = "this run") ->
 def report_text(
     splits: Splits,
     scores: Scores,
-    run: RunFacts,
+    run: RunRecord,
     history: Sequence[dict[str, Any]] | None,
     method: Method,
-    further: Further,
+    further: ExtraMetrics,
 ) -> str:
     """report.md, which links ranked.png, scores.png and, with a `history`, curves.png beside it."""
     parts = [f"# {_title(splits, run)}", *_notice(splits), *_scores(splits, scores, method)]
@@ -111,7 +111,7 @@ def report_text(
     return "\n\n".join(parts) + "\n"
 
 
-def _title(splits: Splits, run: RunFacts) -> str:
+def _title(splits: Splits, run: RunRecord) -> str:
     return f"{run.backbone} on {splits.name}" + (" (not the official split)" if splits.official_split is False else "")
 
 
@@ -146,7 +146,7 @@ def _scores(splits: Splits, scores: Scores, method: Method) -> list[str]:
     return ["## Scores", markdown_table(header, rows), note, "\n".join(rules)]
 
 
-def _further(further: Further, method: Method) -> list[str]:
+def _further(further: ExtraMetrics, method: Method) -> list[str]:
     parts = []
     if further.camera_pairs:
         mine, others = (sorted({pair[side] for pair in further.camera_pairs}) for side in (0, 1))
@@ -174,10 +174,13 @@ def _further(further: Further, method: Method) -> list[str]:
     if further.open_set:
         o = further.open_set
         rows = [
-            [f"{p.fpir:.0%}", "-" if p.tpir is None or p.std is None else f"{_percent(p.tpir)} ± {_percent(p.std)}",
-             "-" if p.threshold is None else f"{p.threshold:.4f}"]
+            [
+                f"{p.fpir:.0%}",
+                "-" if p.tpir is None or p.std is None else f"{_percent(p.tpir)} ± {_percent(p.std)}",
+                "-" if p.threshold is None else f"{p.threshold:.4f}",
+            ]
             for p in o.points
-        ]  # fmt: skip
+        ]
         parts += [
             markdown_table(("FPIR", "TPIR at rank 1 (%)", "above cosine"), rows),
             f"Open set: a half of the query people is taken out of the gallery, {o.draws} times; mean and standard "
@@ -189,7 +192,7 @@ def _further(further: Further, method: Method) -> list[str]:
     return parts + further.missing
 
 
-def _published(splits: Splits, scores: Scores, run: RunFacts) -> list[str]:
+def _published(splits: Splits, scores: Scores, run: RunRecord) -> list[str]:
     published = PUBLISHED.get(splits.name)
     if not published:
         return ["## Beside published figures", f"There are no published figures for {splits.name}."]
@@ -204,7 +207,7 @@ def _published(splits: Splits, scores: Scores, run: RunFacts) -> list[str]:
     ]
 
 
-def _training(run: RunFacts, history: Sequence[dict[str, Any]] | None) -> list[str]:
+def _training(run: RunRecord, history: Sequence[dict[str, Any]] | None) -> list[str]:
     rows: list[list[str]] = []
     if run.weights is not None:
         rows.append(["weights given", f"`{run.weights}`"])
@@ -246,7 +249,7 @@ def _heads(history: Sequence[dict[str, Any]], watched: str) -> str:
     return markdown_table(names, rows) + "\n\nA spread near 0 is a head that has collapsed to a constant."
 
 
-def _model(run: RunFacts) -> str:
+def _model(run: RunRecord) -> str:
     rows = [["backbone", run.backbone], ["input", _size(run)], ["parameters", f"{run.parameters:,}"]]
     if run.multiply_adds is not None:
         rows.append(["multiply-adds an image", f"{run.multiply_adds:,}"])
@@ -267,7 +270,7 @@ def _counts(samples: Sequence[Sample]) -> list[str]:
     return [f"{n:,}" for n in (len(samples), len(people), len({s.camid for s in samples}), *nobody)]
 
 
-def _run(run: RunFacts) -> str:
+def _run(run: RunRecord) -> str:
     versions = [f"python {platform.python_version()}"]
     versions += [f"{name} {_version(*names)}" for name, names in _PACKAGES.items()]
     revision = f"git revision `{run.git_revision}`" if run.git_revision else "git revision not known"
@@ -292,7 +295,7 @@ def _queries(scores: Scores) -> str:
     return f"{scores.num_query:,} queries{left_out}, {scores.num_gallery:,} gallery images"
 
 
-def _size(run: RunFacts) -> str:
+def _size(run: RunRecord) -> str:
     return f"{run.input_size[0]}x{run.input_size[1]}"
 
 

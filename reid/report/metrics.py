@@ -19,7 +19,7 @@ from reid.retrieval.verification import OpenSet, Verification, open_set, verify
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunRecord:
     """What a run knows of itself beside its scores. None where it does not apply or is not known."""
 
     command: str  # as typed
@@ -36,7 +36,7 @@ class RunFacts:
     trained_on: Mapping[str, Any] | None = None  # the card's "data": name, images, identities, held_out
 
 
-class Further(NamedTuple):
+class ExtraMetrics(NamedTuple):
     """What a report tells beside the scores of the ranking. None where the data does not allow it."""
 
     camera_pairs: dict[tuple[int, int], Scores]  # (query camera, gallery camera)
@@ -47,14 +47,30 @@ class Further(NamedTuple):
 
 # The rest of the recipe is in config.yaml.
 MAIN_KEYS = (
-    "pretrained", "pool", "neck", "p", "k", "epochs", "warmup_epochs", "lr", "weight_decay",
-    "smoothing", "margin", "triplet", "pad", "flip", "erase", "holdout", "precision", "seed",
-)  # fmt: skip
+    "pretrained",
+    "pool",
+    "neck",
+    "p",
+    "k",
+    "epochs",
+    "warmup_epochs",
+    "lr",
+    "weight_decay",
+    "smoothing",
+    "margin",
+    "triplet",
+    "pad",
+    "flip",
+    "erase",
+    "holdout",
+    "precision",
+    "seed",
+)
 
 
-def measure_further(
+def measure_extra(
     splits: Splits, query_features: np.ndarray, gallery_features: np.ndarray, bonus: csr_array | None = None
-) -> Further:
+) -> ExtraMetrics:
     """Camera pairs, verification and open set of what `write_report` is given."""
     ids = [np.array([s[i] for s in samples]) for i in (1, 2) for samples in (splits.query, splits.gallery)]
     pairs = evaluate_camera_pairs(query_features, gallery_features, *ids, bonus=bonus)
@@ -67,10 +83,10 @@ def measure_further(
         opened = open_set(query_features, gallery_features, *ids)
     except ReidError as error:
         missing.append(f"Open set identification is left out: {error}.")
-    return Further(pairs, verification, opened, missing)
+    return ExtraMetrics(pairs, verification, opened, missing)
 
 
-def further_metrics(further: Further) -> dict[str, Any]:
+def extra_metrics(further: ExtraMetrics) -> dict[str, Any]:
     """The values of metrics.json that come of `further`: fractions in [0, 1], thresholds cosine."""
     v, o = further.verification, further.open_set
     return {
@@ -78,24 +94,26 @@ def further_metrics(further: Further) -> dict[str, Any]:
             {"query": mine, "gallery": other, "rank1": s.rank1, "mAP": s.mAP, "queries": int(s.valid.sum())}
             for (mine, other), s in further.camera_pairs.items()
         ],
-        "verification": v and {
+        "verification": v
+        and {
             "points": [point._asdict() for point in v.points],
             "auc": v.auc,
             "eer": v.eer,
             "num_genuine": v.num_genuine,
             "num_impostor": v.num_impostor,
         },
-        "open_set": o and {
+        "open_set": o
+        and {
             "points": [point._asdict() for point in o.points],
             "num_mated": o.num_mated,
             "num_non_mated": o.num_non_mated,
             "draws": o.draws,
         },
-    }  # fmt: skip
+    }
 
 
 def metrics(
-    splits: Splits, scores: Scores, run: RunFacts, history: Sequence[Mapping[str, Any]] | None = None
+    splits: Splits, scores: Scores, run: RunRecord, history: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
     """The values of metrics.json, which `reid.report.compare` reads; the file stands alone, without the run's folder.
 

@@ -94,8 +94,12 @@ def draw_scores(
             pairs.stairs(100 * bins / of, HISTOGRAM_EDGES, fill=True, alpha=0.35, color=colour)
             pairs.stairs(100 * bins / of, HISTOGRAM_EDGES, color=colour, label=f"{words}: {of:,} pairs")
         seen = np.flatnonzero(v.genuine_histogram + v.impostor_histogram)
-        pairs.set(title="Scores of pairs", xlabel="cosine similarity", ylabel="share of the pairs (%)",
-                  xlim=(HISTOGRAM_EDGES[seen[0]], HISTOGRAM_EDGES[seen[-1] + 1]))  # fmt: skip
+        pairs.set(
+            title="Scores of pairs",
+            xlabel="cosine similarity",
+            ylabel="share of the pairs (%)",
+            xlim=(HISTOGRAM_EDGES[seen[0]], HISTOGRAM_EDGES[seen[-1] + 1]),
+        )
         pairs.set_ylim(top=1.3 * pairs.get_ylim()[1])  # room for the legend
         pairs.legend(frameon=False)
         roc.plot(np.maximum(v.curve_fpr, 1 / v.num_impostor), 100 * v.curve_tpr, color="black")

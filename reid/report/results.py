@@ -199,8 +199,15 @@ def _kin(kept: dict[str, Any]) -> str | None:
         data = {key: value for key, value in data.items() if key != "images"}
     method = kept.get("method") or {}
     plain = not any(method.get(key) for key in ("distractors", "multi_query", "expand", "rerank"))
-    shared = [recipe, None if trained_here else data, None if plain else method, kept["dataset"], kept["backbone"],
-              kept["input_size"], kept["parameters"]]  # fmt: skip
+    shared = [
+        recipe,
+        None if trained_here else data,
+        None if plain else method,
+        kept["dataset"],
+        kept["backbone"],
+        kept["input_size"],
+        kept["parameters"],
+    ]
     return json.dumps(shared, sort_keys=True)
 
 
@@ -226,8 +233,9 @@ def _queries(kept: dict[str, Any], file: Path) -> tuple[np.ndarray, np.ndarray]:
     for (_, key, _), row in zip(_MEASURES, values):
         mean = float(np.nanmean(row))
         if not _is_number(kept.get(key)) or not math.isclose(kept[key], mean, abs_tol=1e-5):
-            raise ReidError(f"{file} is damaged, its {key} is {kept.get(key)!r:.40} and its queries give {mean:.6f}: "
-                            f"{_DAMAGED}")  # fmt: skip
+            raise ReidError(
+                f"{file} is damaged, its {key} is {kept.get(key)!r:.40} and its queries give {mean:.6f}: {_DAMAGED}"
+            )
     return pids.astype(np.int64), values
 
 

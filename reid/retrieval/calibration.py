@@ -386,6 +386,8 @@ def calibration_of(card: Mapping[str, Any], fingerprint: str) -> Calibration | N
         return None
     calibration = Calibration.from_dict(values)
     if calibration.fingerprint != fingerprint:
-        raise ReidError(f"the model's calibration is of the model {calibration.fingerprint}, this is {fingerprint}: "
-                        "calibrate it again")  # fmt: skip
+        raise ReidError(
+            f"the model's calibration is of the model {calibration.fingerprint}, this is {fingerprint}: "
+            "calibrate it again"
+        )
     return calibration

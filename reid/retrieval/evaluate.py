@@ -21,7 +21,7 @@ from scipy.linalg import blas
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from reid.core.threads import together
+from reid.core.threads import parallel_map
 from reid.core.types import JUNK, ReidError
 from reid.retrieval.vectors import check_dimensions, round_to_grid, row_norms
 
@@ -301,7 +301,7 @@ class _Tile:
             for chunk, part in zip(self.chunks, _parts(dimension)):
                 round_to_grid(features[:, part.start : part.stop], gallery.norms[some], chunk[start : start + _PIECE])
 
-        together(fill, range(0, len(rows), _PIECE))
+        parallel_map(fill, range(0, len(rows), _PIECE))
 
     def product(self, query: np.ndarray) -> np.ndarray:
         """float32 scores (Q, G) of queries (Q, D): a product a chunk, added up by BLAS."""

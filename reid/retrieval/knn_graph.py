@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from reid.core.threads import multiply, pieces, threads_of_ours, together
+from reid.core.threads import multiply, parallel_map, pieces, threads_of_ours
 from reid.retrieval.vectors import Stack
 
 _BLOCK = 2048  # rows of a product, and columns
@@ -52,7 +52,7 @@ def similarities(left: Stack, right: Stack, left_rows: np.ndarray, right_rows: n
                     a, b = left_part[at[some]], right_part[right_places[some]]  # noqa: B023
                     found[pairs[some]] = np.einsum("nd,nd->n", a, b)  # noqa: B023
 
-            together(compare, range(0, len(pairs), _JOB))
+            parallel_map(compare, range(0, len(pairs), _JOB))
     return found
 
 
@@ -177,9 +177,9 @@ def _scan(products: _Products, size: int, lowest_size: int, bar: tqdm, *, itself
         for top in range(0, start + 1 if itself else len(query), _BLOCK):
             left = query[top : top + _BLOCK]
             square = _Square(best, lowest, products, top, left, start, right, itself and top == start)
-            together(square.along_rows, pieces(square.scores.shape[0]))
+            parallel_map(square.along_rows, pieces(square.scores.shape[0]))
             if itself and top < start:
-                together(square.along_columns, pieces(square.scores.shape[1]))
+                parallel_map(square.along_columns, pieces(square.scores.shape[1]))
             bar.update(square.scores.size)
     return best, lowest
 
@@ -238,7 +238,7 @@ def _floors(products: _Products, *sizes: int) -> tuple[np.ndarray, np.ndarray]:
             floor[part] = np.partition(values, -rank, axis=1)[:, -rank]
 
     if max(ranks) < len(sample):
-        together(guess, pieces(len(query)))
+        parallel_map(guess, pieces(len(query)))
     return floors[0], floors[1]
 
 
@@ -363,7 +363,7 @@ def _bounds(features: Stack) -> _Products | None:
         rest = np.maximum((rows**2).sum(axis=1) - (inside**2).sum(axis=1), 0)
         bounds[part] = np.column_stack([inside, np.sqrt(rest)])
 
-    together(fill, pieces(len(features)))
+    parallel_map(fill, pieces(len(features)))
     return _Products(bounds, bounds, _error(bounds.shape[1]) + _error(features.dimension), bounds[:, -1])
 
 

@@ -36,8 +36,9 @@ class Method:
         if self.expand:
             whom = "queries and gallery" if self.expand_gallery else "queries"
             parts.append(f"{whom} expanded by {self.expand} neighbours (alpha {self.alpha:g})")
-        parts.append(f"re-ranked (k1 {self.k1}, k2 {self.k2}, lambda {self.lambda_:g})" if self.rerank else
-                     "no re-ranking")  # fmt: skip
+        parts.append(
+            f"re-ranked (k1 {self.k1}, k2 {self.k2}, lambda {self.lambda_:g})" if self.rerank else "no re-ranking"
+        )
         return ", ".join(parts)
 
     @property

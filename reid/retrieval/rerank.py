@@ -19,7 +19,7 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 from tqdm import tqdm
 
-from reid.core.threads import together
+from reid.core.threads import parallel_map
 from reid.core.types import ReidError
 from reid.retrieval.knn_graph import Neighbours, nearest_of_each, similarities
 from reid.retrieval.vectors import Stack, check_pair, check_set
@@ -113,7 +113,7 @@ class _Encoder:
                 parts[n + 1] = self._encode(part)
                 bar.update(len(part))
 
-            together(encode, range(len(starts)))
+            parallel_map(encode, range(len(starts)))
         return vstack(parts, format="csr")
 
     def _encode(self, rows: np.ndarray) -> csr_array:
@@ -179,7 +179,7 @@ class _Encoder:
                 parts[n + 1] = self._compare(codes[starts[n] : starts[n + 1]], reached, lists, length)
                 bar.update(starts[n + 1] - starts[n])
 
-            together(compare, range(len(starts) - 1))
+            parallel_map(compare, range(len(starts) - 1))
         return vstack(parts, format="csr")
 
     def _compare(self, codes: csr_array, reached: np.ndarray, lists: csr_array, length: np.ndarray) -> csr_array:

@@ -44,7 +44,7 @@ def draw(
     flip: float,
     erase: float,
     jitter: float = 0.0,
-    restyle: float = 0.0,
+    mixstyle: float = 0.0,
     camids: Sequence[int] = (),
 ) -> Draws:
     """The dice of a batch of `count` images of `size` (height, width).
@@ -52,7 +52,7 @@ def draw(
     pad: pixels. flip, erase: probabilities.
     Erasing: Zhong et al. 2020, area 0.02-0.4 of the image, aspect 0.3-3.33, up to 100 tries to place the box.
     jitter: brightness, contrast, saturation and each of the three colours are scaled by 1 +- up to so much.
-    restyle: probability that an image takes on some of the colours of an image of another camera, see `restyled`;
+    mixstyle: probability that an image takes on some of the colours of an image of another camera, see `mixstyled`;
     camids: (B,) the cameras, needed for it.
     """
     height, width = size
@@ -64,10 +64,10 @@ def draw(
     for i in np.flatnonzero(erased):
         boxes[i] = erasing_box(height, width, rng)
     styles, shares = np.arange(count), np.zeros(count)
-    if restyle:
+    if mixstyle:
         hit, pick, some = rng.random((3, count))
         cameras = np.asarray(camids)
-        for i in np.flatnonzero(hit < restyle):
+        for i in np.flatnonzero(hit < mixstyle):
             others = np.flatnonzero(cameras != cameras[i])
             if len(others):
                 styles[i], shares[i] = others[int(pick[i] * len(others))], some[i]
@@ -88,7 +88,7 @@ def augment(
     for out, i in zip(batch, chosen, strict=True):
         whole = images[i]
         if draws.styles[i] != i:
-            whole = restyled(whole, images[draws.styles[i]], draws.shares[i])
+            whole = mixstyled(whole, images[draws.styles[i]], draws.shares[i])
         whole = whole[:, ::-1] if draws.mirrored[i] else whole
         dy, dx = draws.shifts[i]
         # rows and columns of the image that the window shows, and where; none where it is moved beyond the image
@@ -156,7 +156,7 @@ def jittered(image: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return (image.astype(np.float32) @ matrix.T + offset).clip(0, 255).round().astype(np.uint8)
 
 
-def restyled(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+def mixstyled(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
     """RGB uint8 (H, W, 3) whose three means and deviations are moved by `share` in [0, 1] to those of `other`.
 
     MixStyle (Zhou et al., ICLR 2021) on pixels: what a camera and its light do to colours is no longer telling.
@@ -168,7 +168,7 @@ def restyled(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
     return np.stack([table[image[..., c], c] for c in range(3)], axis=-1)
 
 
-def joined(images: Tensor, rng: np.random.Generator) -> Tensor:
+def cutmix(images: Tensor, rng: np.random.Generator) -> Tensor:
     """(B, 3, H, W) -> the same, of B people that there are not: above a cut one image, below it another of the batch.
 
     The cut lies at 0.3 to 0.7 of the height. CutMix (Yun et al., ICCV 2019) by rows; no label says who that is, but a

@@ -124,8 +124,9 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_head()
-        _check(bool(self.teacher) == (self.distill > 0), "teacher", "given with distill above 0, or neither",
-               self.teacher)  # fmt: skip
+        _check(
+            bool(self.teacher) == (self.distill > 0), "teacher", "given with distill above 0, or neither", self.teacher
+        )
         for key in ("cached_epochs", "cutmix"):
             _check(bool(self.teacher) or not getattr(self, key), key, "0 without a teacher", getattr(self, key))
         _check(self.pad < self.height, "pad", f"less than the height, {self.height}", self.pad)
@@ -139,8 +140,13 @@ class Config:
         mine = heads.get(self.head).options
         for key in sorted({key for entry in heads.HEADS.values() for key in entry.options} - set(mine)):
             default = default_of(Config, key)
-            _check(getattr(self, key) == default, key, f"{default} (the default) with the head {self.head}, which has "
-                   f"no such option: its own are {', '.join(mine)}", getattr(self, key))  # fmt: skip
+            _check(
+                getattr(self, key) == default,
+                key,
+                f"{default} (the default) with the head {self.head}, which has "
+                f"no such option: its own are {', '.join(mine)}",
+                getattr(self, key),
+            )
         fits = all(1 <= parts <= MOST_PARTS and stride in (1, 2) for parts, stride in self.branches)
         _check(fits, "branches", f"a list of [parts in 1 .. {MOST_PARTS}, last stride 1 or 2]", self.branches)
         parts = [parts for parts, _ in self.branches]
@@ -148,19 +154,31 @@ class Config:
         values = self.dim * sum(count + (count > 1) for count in parts)
         _check(values <= MOST_VALUES, "dim", f"at most {MOST_VALUES} for all features together", values)
         if self.global_softmax == "unreduced":
-            _check(self.neck == "relu", "neck", "relu with global_softmax unreduced: bnneck's would not be trained",
-                   self.neck)  # fmt: skip
+            _check(
+                self.neck == "relu",
+                "neck",
+                "relu with global_softmax unreduced: bnneck's would not be trained",
+                self.neck,
+            )
             compared = max(self.triplet, self.circle, self.contrast)
-            _check(compared > 0, "triplet", "above 0 with global_softmax unreduced: nothing else trains the global "
-                   "features", self.triplet)  # fmt: skip
+            _check(
+                compared > 0,
+                "triplet",
+                "above 0 with global_softmax unreduced: nothing else trains the global features",
+                self.triplet,
+            )
 
     def _check_schedule(self) -> None:
         stones = self.milestones
         if self.schedule == "cosine":
             _check(not stones, "milestones", "[] with schedule cosine", stones)
         else:
-            _check(bool(stones) and stones == sorted(set(stones)), "milestones", "rising epochs with schedule steps",
-                   stones)  # fmt: skip
+            _check(
+                bool(stones) and stones == sorted(set(stones)),
+                "milestones",
+                "rising epochs with schedule steps",
+                stones,
+            )
             _check(not self.epochs or stones[-1] < self.epochs, "milestones", f"below epochs, {self.epochs}", stones)
             _check(self.lr_end == 0, "lr_end", "0 with schedule steps", self.lr_end)
         _check(self.optimizer == "sgd" or not self.nesterov, "nesterov", "false with optimizer adam", self.nesterov)
@@ -322,8 +340,14 @@ def _expected(error: Mapping[str, Any]) -> str:
     if error["type"] in ("too_long", "too_short"):
         count = limits.get("max_length", limits.get("min_length"))
         return f"a list of {'at most' if error['type'] == 'too_long' else 'at least'} {count}"
-    kinds = {"bool": "true or false", "float": "a number", "finite": "a number", "int": "a whole number",
-             "list": "a list", "string": "text of at most 1000 printable characters"}  # fmt: skip
+    kinds = {
+        "bool": "true or false",
+        "float": "a number",
+        "finite": "a number",
+        "int": "a whole number",
+        "list": "a list",
+        "string": "text of at most 1000 printable characters",
+    }
     return kinds.get(error["type"].partition("_")[0], error["msg"])
 
 

@@ -134,8 +134,10 @@ def pick_device(world: World) -> torch.device | None:
     if world.size == 1 or not torch.cuda.is_available():
         return None
     if local >= torch.cuda.device_count():
-        raise ReidError(f"process {local + 1} of this machine has no card: it has {torch.cuda.device_count()}; "
-                        "give torchrun a smaller --nproc-per-node")  # fmt: skip
+        raise ReidError(
+            f"process {local + 1} of this machine has no card: it has {torch.cuda.device_count()}; "
+            "give torchrun a smaller --nproc-per-node"
+        )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 

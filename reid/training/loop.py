@@ -170,8 +170,15 @@ class Training(ABC):
         for name, parameter in self.trained:
             for key, value in self.optimizer.state[parameter].items():  # momentum_buffer; exp_avg, exp_avg_sq, step
                 state[f"{key}.{name}"] = value
-        text = {"run": self.of, "step": self.step, "steps": self.steps, "seconds": self.seconds,
-                "scaler": self.scaler.state_dict(), "processes": self.world.size, **words}  # fmt: skip
+        text = {
+            "run": self.of,
+            "step": self.step,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "scaler": self.scaler.state_dict(),
+            "processes": self.world.size,
+            **words,
+        }
         checkpoint.write(self.checkpoint_file, "checkpoint", {**state, **extra}, text)
 
     def _resume(self, synchronise: bool) -> None:

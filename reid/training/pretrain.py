@@ -156,11 +156,15 @@ class _Pretrain(Training):
         self.file = output / "backbone.safetensors"
         count = len(folder.train.paths)
         if count < config.batch:
-            raise ReidError(f"a batch of {config.batch} images needs as many, {folder.root}/train has {count}: "
-                            "choose a smaller one with --set batch=N")  # fmt: skip
+            raise ReidError(
+                f"a batch of {config.batch} images needs as many, {folder.root}/train has {count}: "
+                "choose a smaller one with --set batch=N"
+            )
         if config.batch < 2 * world.size:
-            raise ReidError(f"a batch of {config.batch} images on {world.size} processes leaves each but one, and a "
-                            "batch norm needs two: choose a larger one with --set batch=N")  # fmt: skip
+            raise ReidError(
+                f"a batch of {config.batch} images on {world.size} processes leaves each but one, and a "
+                "batch norm needs two: choose a larger one with --set batch=N"
+            )
         self.epoch_steps = count // config.batch
         self.steps = self.epoch_steps * config.epochs
         self.mean, self.std = (255 * torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (MEAN, STD))
@@ -272,8 +276,10 @@ class _Pretrain(Training):
             logits = self.network(self._normalise(pixels)).float()
         loss = nnf.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        terms = {"softmax": Term(loss[None], ["classifier"]),
-                 "accuracy": Term(accuracy[None], ["classifier"], loss=False)}  # fmt: skip
+        terms = {
+            "softmax": Term(loss[None], ["classifier"]),
+            "accuracy": Term(accuracy[None], ["classifier"], loss=False),
+        }
         return Step(loss, terms)
 
     def _normalise(self, pixels: Tensor) -> Tensor:

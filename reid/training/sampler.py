@@ -21,8 +21,10 @@ def pk_batches(labels: np.ndarray, p: int, k: int, seed: int, epoch: int) -> np.
     if len(identities) < 2:
         raise ReidError(f"training needs at least two identities to tell apart, the training set has {len(identities)}")
     if len(identities) < p:
-        raise ReidError(f"a batch of {p} identities needs as many, the training set has {len(identities)}: "
-                        f"--set p={len(identities)} or less")  # fmt: skip
+        raise ReidError(
+            f"a batch of {p} identities needs as many, the training set has {len(identities)}: "
+            f"--set p={len(identities)} or less"
+        )
     if counts.max() < 2:
         raise ReidError("every identity of the training set has one image; training needs two or more of most")
     batches = max(1, round(len(labels) / (p * k)))

@@ -28,7 +28,7 @@ from reid.models.encoder import pick_device
 from reid.models.model import ReidModel, check_input_size, is_model, load_model, save_model
 from reid.models.pretrained import read_pretrained
 from reid.training import distributed
-from reid.training.augment import augment, augment_on, draw, joined
+from reid.training.augment import augment, augment_on, cutmix, draw
 from reid.training.config import Config, as_dict
 from reid.training.data import load_pixels
 from reid.training.distributed import World
@@ -214,7 +214,7 @@ class _Run(Training):
             flip=config.flip,
             erase=config.erase,
             jitter=config.jitter,
-            restyle=config.mixstyle,
+            mixstyle=config.mixstyle,
             camids=[self.samples[p].camid for p in positions],
         )
         images = [self.pixels[self.row[self.samples[p].path]] for p in positions]
@@ -278,16 +278,17 @@ class _Run(Training):
         pixels, labels = self._arrived(batch)
         joins = self._joins()
         if joins:
-            pixels = joined(pixels, np.random.default_rng([self.config.seed, self._view(self.step), 3]))
+            pixels = cutmix(pixels, np.random.default_rng([self.config.seed, self._view(self.step), 3]))
         with self.autocast():
             heads = self.network(self._fit(pixels))
             taught = self._taught(pixels)
         total, losses = self.loss(heads, labels, taught=taught, gather=self.world.gather, known=not joins)
         terms = {
-            name: Term(values, names if len(values) == len(names) else self.global_names,
-                       given=not joins or name == "distill")
+            name: Term(
+                values, names if len(values) == len(names) else self.global_names, given=not joins or name == "distill"
+            )
             for name, values in losses.items()
-        }  # fmt: skip
+        }
         with torch.no_grad():
             accuracy = (heads.logits.argmax(2) == labels[:, None]).float().mean(0)
             terms["accuracy"] = Term(accuracy, names, loss=False, given=not joins)

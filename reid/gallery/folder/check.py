@@ -15,7 +15,7 @@ from reid.gallery.folder import vectors as vector_files
 from reid.gallery.folder.database import COLUMNS, Database, entry_of
 from reid.gallery.folder.quantizers import INDEX
 from reid.gallery.folder.vectors import Damage
-from reid.gallery.manifest import DATABASE, told
+from reid.gallery.manifest import DATABASE, translate_errors
 
 
 class _Part(NamedTuple):
@@ -30,7 +30,7 @@ class _Part(NamedTuple):
 
 def check(database: Database) -> list[str]:
     """Reads all of it: what is wrong, a line each. Raises ReidError where there is none to read."""
-    with told(database.path), closing(database.connect()) as db:
+    with translate_errors(database.path), closing(database.connect()) as db:
         db.execute("BEGIN")
         troubles = [f"{DATABASE}: {line}" for line in _sound(db)]
         if not troubles:
@@ -51,7 +51,7 @@ def repair(database: Database) -> list[Entry]:
     whose, or the codec of a compact database.
     """
     with database.locked():
-        with told(database.path), closing(database.connect()) as db:
+        with translate_errors(database.path), closing(database.connect()) as db:
             damage = _sound(db)
         if damage:
             raise ReidError(
@@ -73,8 +73,11 @@ def repair(database: Database) -> list[Entry]:
                     dropped.append(entry_of(row))
             db.executemany("DELETE FROM images WHERE key = ?", [(entry.key,) for entry in dropped])
             db.executemany("INSERT OR IGNORE INTO removed VALUES (?)", [(key,) for key in strange])
-            held = {key for _, blob in db.execute("SELECT number, keys FROM segments")
-                    for key in np.frombuffer(blob, "<i8").tolist()}  # fmt: skip
+            held = {
+                key
+                for _, blob in db.execute("SELECT number, keys FROM segments")
+                for key in np.frombuffer(blob, "<i8").tolist()
+            }
             idle = [(key,) for (key,) in db.execute("SELECT key FROM removed") if key not in held]
             db.executemany("DELETE FROM removed WHERE key = ?", idle)
             if index_trouble:
@@ -102,8 +105,10 @@ def _parts(database: Database, db: sqlite3.Connection) -> list[_Part]:
         except Damage as damage:
             trouble = str(damage)
         if not whole.all():
-            trouble = f"{trouble or vector_files.name_of(number) + ' is not what was written'}: " \
-                      f"{np.count_nonzero(~whole)} of its {len(whole)} vectors are lost"  # fmt: skip
+            trouble = (
+                f"{trouble or vector_files.name_of(number) + ' is not what was written'}: "
+                f"{np.count_nonzero(~whole)} of its {len(whole)} vectors are lost"
+            )
         parts.append(_Part(number, np.frombuffer(keys, "<i8"), rows, whole, trouble))
     return parts
 

@@ -25,7 +25,7 @@ from reid.gallery.folder.quantizers import CODEC, Learnt
 from reid.gallery.folder.vectors import Damage, Layout, Segment
 from reid.gallery.index.ivf import Indexed
 from reid.gallery.index.sq8 import Codec, Coded, width_of
-from reid.gallery.manifest import DATABASE, damaged, told
+from reid.gallery.manifest import DATABASE, damaged, translate_errors
 from reid.retrieval import knn
 
 _LOCK = "lock"
@@ -96,8 +96,8 @@ class Database:
         if held is not None:
             yield held
             return
-        with told(self.path, sqlite3.Error), contextlib.closing(self.connect()) as db:
-            with told(self.path, OSError):
+        with translate_errors(self.path, sqlite3.Error), contextlib.closing(self.connect()) as db:
+            with translate_errors(self.path, OSError):
                 db.execute("BEGIN")
                 generation = db.execute("SELECT generation FROM state").fetchone()[0]
                 if self._view is None or self._view.generation != generation:
@@ -118,10 +118,16 @@ class Database:
         if not file.is_file():
             raise damaged(self.path, f"{DATABASE} is missing")
         mode = "rw" if os.access(file, os.W_OK) and os.access(self.path, os.W_OK) else "ro"
-        db = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=self.wait,
-                             isolation_level=None)  # fmt: skip
-        for setting in ("synchronous = EXTRA", "secure_delete = ON", "cache_spill = OFF", "temp_store = MEMORY",
-                        "trusted_schema = OFF"):  # fmt: skip
+        db = sqlite3.connect(
+            f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=self.wait, isolation_level=None
+        )
+        for setting in (
+            "synchronous = EXTRA",
+            "secure_delete = ON",
+            "cache_spill = OFF",
+            "temp_store = MEMORY",
+            "trusted_schema = OFF",
+        ):
             db.execute(f"PRAGMA {setting}")
         return db
 
@@ -143,8 +149,10 @@ class Database:
             try:
                 codec = quantizers.load(self.path, named)
             except Damage as damage:
-                raise ReidError(f"gallery {self.path}: {damage}, and nothing else says what its codes stand for: take "
-                                "it from a copy, or index the images again") from None  # fmt: skip
+                raise ReidError(
+                    f"gallery {self.path}: {damage}, and nothing else says what its codes stand for: take "
+                    "it from a copy, or index the images again"
+                ) from None
             assert isinstance(codec, Codec)
             self._coded = named.number, Coded(codec)
         return self._coded[1]
@@ -205,7 +213,7 @@ class Database:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Alone among writers."""
-        with told(self.path, writing=True), contextlib.ExitStack() as held:
+        with translate_errors(self.path, writing=True), contextlib.ExitStack() as held:
             try:
                 held.enter_context(locked(self.path / _LOCK, wait=self.wait))
             except BlockingIOError:
@@ -222,7 +230,7 @@ class Database:
         vacuum: the database is packed afterwards. locked: the lock is held already.
         """
         with contextlib.nullcontext() if locked else self.locked(), contextlib.closing(self.connect()) as db:
-            with told(self.path, writing=True):
+            with translate_errors(self.path, writing=True):
                 self._sweep(db)
                 db.execute("BEGIN IMMEDIATE")
                 try:
@@ -239,8 +247,10 @@ class Database:
                 if vacuum:
                     db.execute("VACUUM")
             except sqlite3.Error as error:
-                raise ReidError(f"gallery {self.path}: what was asked for is done, but the database could not be "
-                                f"packed ({error}); run it again") from error  # fmt: skip
+                raise ReidError(
+                    f"gallery {self.path}: what was asked for is done, but the database could not be "
+                    f"packed ({error}); run it again"
+                ) from error
 
     def _sweep(self, db: sqlite3.Connection) -> None:
         """Removes the vector files that the database does not name, and what killed writers left. Under the lock."""
@@ -271,9 +281,12 @@ class Database:
             return keys
         insert = f"INSERT INTO images ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         db.executemany(
-            insert, ((key, p, pid, cam, at, since, digest, more)
-                     for key, (p, pid, cam, at, digest, more), since in zip(keys.tolist(), rows, added))
-        )  # fmt: skip
+            insert,
+            (
+                (key, p, pid, cam, at, since, digest, more)
+                for key, (p, pid, cam, at, digest, more), since in zip(keys.tolist(), rows, added)
+            ),
+        )
         db.execute("UPDATE state SET next_key = ?", [first + len(rows)])
         parts, count = self.segments(db), len(rows)
         joined: list[Segment] = []
@@ -305,8 +318,9 @@ class Database:
         encode: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         """One new file in place of those: their live rows, which encode makes codes of, and the new ones."""
-        keys = np.concatenate([*(segment.keys[segment.live] for segment in parts),
-                               *([] if new_keys is None else [new_keys])])  # fmt: skip
+        keys = np.concatenate(
+            [*(segment.keys[segment.live] for segment in parts), *([] if new_keys is None else [new_keys])]
+        )
         pieces, layout = self.pieces(parts, self.checksums(db), None), self.layout(db)
         old: Iterable[np.ndarray] = pieces
         if encode is not None:

@@ -46,8 +46,10 @@ def prove(database: Database, entries: list[Entry], traces: np.ndarray) -> Forgo
             found.append(file.name)
     if found:
         raise ReidError(f"gallery {database.path}: {', '.join(found)} hold traces of the person still; run it again")
-    return Forgotten(len(entries), f"no trace of their paths, content hashes and vectors in its {len(files)} files "
-                                   f"({size:,} bytes searched)")  # fmt: skip
+    return Forgotten(
+        len(entries),
+        f"no trace of their paths, content hashes and vectors in its {len(files)} files ({size:,} bytes searched)",
+    )
 
 
 def _codes_left(database: Database, view: View, traces: np.ndarray) -> bool:

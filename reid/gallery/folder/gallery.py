@@ -37,7 +37,7 @@ from reid.gallery.manifest import (
     Manifest,
     damaged,
     read_manifest,
-    told,
+    translate_errors,
 )
 
 _PAGE = 10_000  # entries read at a time
@@ -78,7 +78,7 @@ class FolderGallery(Gallery):
             raise ReidError(f"gallery {path}: the working folder cannot become one; name a new folder, such as people")
         check_new(path, dimension, model)
         height, width = map(int, input_size)
-        with told(path, writing=True), atomic_folder(path) as folder:
+        with translate_errors(path, writing=True), atomic_folder(path) as folder:
             digest = copy_model(Path(model), folder) if model is not None else None
             manifest = Manifest(FORMAT_VERSION, fingerprint, (height, width), int(dimension), METRIC, digest)
             with atomic_file(folder / DATABASE) as temporary, contextlib.closing(sqlite3.connect(temporary)) as db:
@@ -261,8 +261,11 @@ class FolderGallery(Gallery):
                 try:
                     lists = quantizers.load(self.path, view.learnt)
                 except Damage as damage:
-                    warnings.warn(f"gallery {self.path}: {damage}; searched exactly, without it; gallery check "
-                                  "--repair learns it anew", stacklevel=3)  # fmt: skip
+                    warnings.warn(
+                        f"gallery {self.path}: {damage}; searched exactly, without it; gallery check "
+                        "--repair learns it anew",
+                        stacklevel=3,
+                    )
             made = Indexed(lists, view.keys) if isinstance(lists, Lists) else None
             self._indexed = known = view.learnt.number, view.generation, made
         return known[2]

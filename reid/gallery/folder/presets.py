@@ -126,8 +126,13 @@ def _learn_index(database: Database, db: sqlite3.Connection, recall: float) -> N
     )
     lists, reached = lists.tuned(_vectors(parts), live, recall)
     probes = {str(k): v for k, v in lists.probes.items()}
-    settings = {"learnt_from": len(lists.keys), "lists": len(lists.sizes), "probes": probes, "depth": lists.depth,
-                "recall": {str(k): v for k, v in reached.items()}}  # fmt: skip
+    settings = {
+        "learnt_from": len(lists.keys),
+        "lists": len(lists.sizes),
+        "probes": probes,
+        "depth": lists.depth,
+        "recall": {str(k): v for k, v in reached.items()},
+    }
     _save_index(database, db, lists, settings)
 
 

@@ -55,8 +55,15 @@ class Lists:
         count = 2 ** max(0, round(np.log2(4 * len(keys) ** 0.5)))  # lists
         count = max(1, min(count, len(keys) // _POINTS))
         chosen = np.sort(np.random.default_rng(0).permutation(len(keys))[: count * _POINTS])
-        means = faiss.Kmeans(codec.width, count, niter=1, spherical=True, seed=0, max_points_per_centroid=_POINTS,
-                             min_points_per_centroid=1)  # fmt: skip
+        means = faiss.Kmeans(
+            codec.width,
+            count,
+            niter=1,
+            spherical=True,
+            seed=0,
+            max_points_per_centroid=_POINTS,
+            min_points_per_centroid=1,
+        )
         points, centres = codec.decode(codes[chosen]), None
         for _ in tqdm(range(_ROUNDS), desc="index: centres", unit="round", delay=PATIENCE):
             means.train(points, init_centroids=centres)
@@ -72,8 +79,16 @@ class Lists:
         codec = Codec.from_tensors(tensors)
         names = ("centres", "sizes", "order", "codes", "keys")
         centres, sizes, order, codes, keys = (tensors[name] for name in names)
-        lists = cls(codec, centres, sizes, order, codes, keys, {int(k): int(v) for k, v in settings["probes"].items()},
-                    int(settings["depth"]))  # fmt: skip
+        lists = cls(
+            codec,
+            centres,
+            sizes,
+            order,
+            codes,
+            keys,
+            {int(k): int(v) for k, v in settings["probes"].items()},
+            int(settings["depth"]),
+        )
         count = len(lists.keys)
         sound = (
             lists.codes.shape == (count, codec.width)

@@ -80,8 +80,9 @@ class Collections:
 
     def rows(self, where: str, fields: Sequence[str], collection: str | None = None) -> Iterator[dict[str, Any]]:
         """Those columns of the rows that meet a condition, in order of the first column."""
-        pages = self.call("query_iterator", collection or self.images, batch_size=STEP, filter=where,
-                           output_fields=list(fields))  # fmt: skip
+        pages = self.call(
+            "query_iterator", collection or self.images, batch_size=STEP, filter=where, output_fields=list(fields)
+        )
         while True:
             with _told(self.place):
                 page = pages.next()
@@ -111,8 +112,10 @@ def parse(place: str) -> Place:
     for option in options.split("&") if options else ():
         match = _OPTION.fullmatch(option)
         if match is None:
-            raise ReidError(f"gallery {place}: after ? expected index=KIND, or a number of that kind, such as "
-                            f"nprobe=64, got {option!r}")  # fmt: skip
+            raise ReidError(
+                f"gallery {place}: after ? expected index=KIND, or a number of that kind, such as "
+                f"nprobe=64, got {option!r}"
+            )
         if match[1]:
             kind = match[2]
         else:

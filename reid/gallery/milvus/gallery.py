@@ -275,9 +275,15 @@ class MilvusGallery(Gallery):
     ) -> list[list[tuple[int, float, dict[str, Any]]]]:
         """(key, score, those columns) of the nearest images of each query."""
         found = self._at.call(
-            "search", self._at.images, data=list(queries), anns_field="vector", filter=where, limit=top_k,
-            output_fields=["key", *fields], search_params=self._at.search_params,
-        )  # fmt: skip
+            "search",
+            self._at.images,
+            data=list(queries),
+            anns_field="vector",
+            filter=where,
+            limit=top_k,
+            output_fields=["key", *fields],
+            search_params=self._at.search_params,
+        )
         hits = [[(h["key"], min(1.0, max(-1.0, h["distance"])), h["entity"]) for h in answer] for answer in found]
         return [sorted(answer, key=lambda hit: (-hit[1], hit[0])) for answer in hits]
 
@@ -349,15 +355,19 @@ class MilvusGallery(Gallery):
         """Asks Milvus to take what was deleted out of its files; what it has done by then, a clause."""
         self._at.call("flush", self._at.images)
         if self._at.folder is not None:
-            return ("Milvus Lite keeps deleted rows in its files until it merges these by itself: to be sure, merge "
-                    "what remains into another gallery and delete this one")  # fmt: skip
+            return (
+                "Milvus Lite keeps deleted rows in its files until it merges these by itself: to be sure, merge "
+                "what remains into another gallery and delete this one"
+            )
         job = self._at.call("compact", self._at.images)
         end = time.monotonic() + self.wait
         while (state := str(self._at.call("get_compaction_state", job))) != "Completed" and time.monotonic() < end:
             time.sleep(0.2)
         done = "has merged its files" if state == "Completed" else f"was asked to merge its files (job {job}, {state})"
-        return (f"Milvus {done} and deletes the old ones after its retention time (dataCoord.gc.dropTolerance); its "
-                "message log and backups were not looked at")  # fmt: skip
+        return (
+            f"Milvus {done} and deletes the old ones after its retention time (dataCoord.gc.dropTolerance); its "
+            "message log and backups were not looked at"
+        )
 
     @property
     def wait(self) -> float:  # type: ignore[override]

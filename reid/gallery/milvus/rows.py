@@ -55,18 +55,27 @@ def as_row(key: int, vector: np.ndarray, row: tuple[Any, ...], added: float) -> 
     path, pid, camid, at, digest, fields = row
     tags = [x for name, value in json.loads(fields).items() for x in (tag(name), tag(name, plain(value)))]
     return {
-        "key": key, "vector": vector, "path": path_text(path), "pid": "" if pid is None else pid_text(pid),
-        "camid": _NO_CAMERA if camid is None else camid, "time": _NO_TIME if at is None else at, "added": added,
-        "hash": digest or "", "fields": fields, "tags": tags, "checksum": zlib.crc32(vector.tobytes()),
-    }  # fmt: skip
+        "key": key,
+        "vector": vector,
+        "path": path_text(path),
+        "pid": "" if pid is None else pid_text(pid),
+        "camid": _NO_CAMERA if camid is None else camid,
+        "time": _NO_TIME if at is None else at,
+        "added": added,
+        "hash": digest or "",
+        "fields": fields,
+        "tags": tags,
+        "checksum": zlib.crc32(vector.tobytes()),
+    }
 
 
 def as_entry(row: Mapping[str, Any]) -> Entry:
     camid = None if row["camid"] == _NO_CAMERA else row["camid"]
     at = None if row["time"] < _NO_TIME / 2 else row["time"]
     pid = json.loads(row["pid"]) if row["pid"] else None
-    return Entry(row["key"], path_of(row["path"]), pid, camid, at, row["added"], row["hash"] or None,
-                 json.loads(row["fields"]))  # fmt: skip
+    return Entry(
+        row["key"], path_of(row["path"]), pid, camid, at, row["added"], row["hash"] or None, json.loads(row["fields"])
+    )
 
 
 def path_text(path: str | bytes) -> str:

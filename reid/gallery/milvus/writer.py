@@ -77,10 +77,14 @@ class Writer:
             for start in range(0, len(block), STEP):
                 part = np.ascontiguousarray(block[start : start + STEP])
                 some = slice(done, done + len(part))
-                self._at.call("insert", self._at.images, data=[
-                    as_row(key, vector, row, since)
-                    for key, vector, row, since in zip(keys[some].tolist(), part, rows[some], added[some])
-                ])  # fmt: skip
+                self._at.call(
+                    "insert",
+                    self._at.images,
+                    data=[
+                        as_row(key, vector, row, since)
+                        for key, vector, row, since in zip(keys[some].tolist(), part, rows[some], added[some])
+                    ],
+                )
                 done += len(part)
         if self._at.folder is not None:  # Milvus Lite looks at rows that are in no file yet one by one
             self._at.call("flush", self._at.images)
