@@ -25,7 +25,8 @@ def check_name(args: argparse.Namespace) -> None:
 
 
 def read_data(args: argparse.Namespace, dataset: str | None = None, *, warn: bool = True) -> Splits:
-    splits = args.readers.read(dataset or args.dataset, args.data_root)
+    readers: Readers = args.readers
+    splits = readers.read(dataset or args.dataset, args.data_root)
     for line in splits.warnings if warn and first_process() else ():
         print(f"warning: {line}", file=sys.stderr)
     return splits

@@ -46,11 +46,11 @@ def export_command(args: argparse.Namespace) -> None:
     The file takes RGB uint8 pixels (B, height, width, 3) of the model's input size and gives embeddings of unit length.
     int8 takes its ranges from training crops of the data set.
     """
+    from reid.core.images import read_images
     from reid.export.proof import Reference, export
     from reid.export.request import Request
     from reid.models.exported import FORMATS
     from reid.models.model import load_model
-    from reid.training.data import read_images
 
     splits = read_data(args)
     model = slimmed(args, load_model(args.weights), splits.train)

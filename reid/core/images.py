@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from reid.core.files import open_regular
@@ -127,7 +127,7 @@ def _decoded(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
                 upright = _upright(image, name)
             except ReidError:
                 raise
-            except Image.UnidentifiedImageError:
+            except UnidentifiedImageError:
                 empty = os.fstat(file.fileno()).st_size == 0
                 reason = "is empty (0 bytes)" if empty else f"is not an image ({', '.join(FORMATS)})"
                 raise UnreadableImage(name, reason) from None

@@ -171,4 +171,4 @@ def fingerprint_of(card: Mapping[str, Any], proof: Proof) -> str:
     """Of an exported file: the model's where its queries keep the model's scores on the model's gallery (AGREES), and
     one of its own where they do not, so that no gallery compares the two."""
     own = f"-{card['export']['format']}-{card['export']['precision']}-{proof.digest}"
-    return card["fingerprint"] + ("" if proof.agrees else own)
+    return f"{card['fingerprint']}{'' if proof.agrees else own}"

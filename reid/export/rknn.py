@@ -24,11 +24,11 @@ from reid.core.files import write_json
 from reid.core.types import ReidError
 from reid.export.graph import Deployed
 from reid.export.npu import for_npu
-from reid.export.onnx import OPSET, need, quiet
+from reid.export.onnx import OPSET, quiet
 from reid.export.proof import Proof, Reference, card_of, fingerprint_of
 from reid.export.request import Request
 from reid.export.rockchip import PLATFORMS, compiled, compiler
-from reid.models.exported import FORMATS, Exported, Runtime
+from reid.models.exported import FORMATS, Exported, Runtime, need
 from reid.models.model import ReidModel
 
 
@@ -95,7 +95,8 @@ def export_rknn(
 
             def run(pixels: np.ndarray) -> np.ndarray:
                 rows = made.simulate(pixels)
-                return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+                rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+                return rows
 
             proof = reference().prove(Exported(file, Runtime(run, json.dumps(card), None)), timed=False)
         told = {

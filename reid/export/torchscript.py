@@ -28,7 +28,7 @@ def build(model: ReidModel, request: Request, crops: np.ndarray) -> Any:
     pixels = torch.zeros(request.batch or 2, *graph.input_size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # torch calls TorchScript's successor by its name
-        return torch.jit.freeze(torch.jit.trace(graph, (pixels,)))
+        return torch.jit.freeze(torch.jit.trace(graph, (pixels,)))  # type: ignore[no-untyped-call]
 
 
 def save(built: Any, path: Path, card: str) -> None:
@@ -42,11 +42,12 @@ def load(path: Path) -> Runtime:
     extra = {CARD: ""}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+        network = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
     card: Any = extra[CARD]
 
     @torch.inference_mode()
     def run(pixels: np.ndarray) -> np.ndarray:
-        return network(torch.from_numpy(pixels)).numpy()
+        rows: torch.Tensor = network(torch.from_numpy(pixels))
+        return rows.numpy()
 
     return Runtime(run, card.decode() if isinstance(card, bytes) else card, None)

@@ -33,6 +33,7 @@ class ReidModel(nn.Module):
     mean: Tensor
     std: Tensor
     projection: Tensor | None
+    head: heads.Head
 
     def __init__(self, card: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
         super().__init__()
@@ -155,7 +156,8 @@ def multiply_adds(model: ReidModel) -> int:
     """Multiply-adds of embedding one image of the model's input size: convolutions and reductions."""
     with FlopCounterMode(display=False) as counter:
         _embed_blank(model)
-    return counter.get_total_flops() // 2
+    flops: int = counter.get_total_flops()
+    return flops // 2
 
 
 def _embed_blank(model: ReidModel) -> None:

@@ -130,7 +130,8 @@ def _similarity(query: np.ndarray, gallery: np.ndarray, block: int = 8192) -> np
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def draw_ranked(rows: Sequence[Row], output: str | os.PathLike[str], *, title: str) -> None:

@@ -67,9 +67,12 @@ class Calibration:
         (PRIOR): an answer that is the best of a large gallery is right less often.
         """
         scores = np.asarray(scores, np.float64)
+        found: np.ndarray
         if self.method == "isotonic":
-            return np.interp(scores, self.knots, self.probabilities)
-        return expit(self.slope * scores + self.intercept)
+            found = np.interp(scores, self.knots, self.probabilities)
+        else:
+            found = expit(self.slope * scores + self.intercept)
+        return found
 
     def threshold(self, max_false_accept: float, gallery_size: int) -> float:
         """The cosine score from which on a best answer is given, so that false accepts keep to a rate.

@@ -14,7 +14,7 @@ again, exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from scipy.linalg import blas
@@ -221,7 +221,7 @@ def _match_ranks(
     query_camids: np.ndarray,
     gallery: _Gallery,
     bonus: csr_array | None,
-    bar: tqdm,
+    bar: tqdm[NoReturn],
 ) -> list[np.ndarray]:
     """For each query (Q, D), on the grid: ranks of its matches among the rows that the protocol keeps, ascending."""
     wanted = _Wanted(query, query_pids, query_camids, gallery)

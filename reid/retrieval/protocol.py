@@ -81,7 +81,8 @@ def pool_queries(
             raise ReidError(f"multi-query: no image of person {key[0]} by camera {key[1]}, whom query {q} shows")
         rows = np.asarray(features[rows_of[key]])
         pooled[q] = rows.mean(axis=0) if how == "mean" else rows.max(axis=0)
-    return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    return pooled
 
 
 def evaluate_camera_pairs(

@@ -106,7 +106,7 @@ def augment_on(images: Tensor, table: Tensor, *, fill: Sequence[int], part: slic
     height, width = images.shape[2:]
     device = images.device
     rows = table[part]
-    styles, shares, mirrored, shifts, scales, boxes = rows.split((1, 1, 1, 2, 6, 4), dim=1)
+    styles, shares, mirrored, shifts, scales, boxes = torch.split(rows, [1, 1, 1, 2, 6, 4], dim=1)
     x = images.float()
     deviation, mean = torch.std_mean(x, dim=(2, 3), correction=0)  # of all, (B, 3)
     x = x[part]
@@ -152,8 +152,9 @@ def jittered(image: np.ndarray, scales: np.ndarray) -> np.ndarray:
     matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * luma  # of row vectors: out = rgb @ matrix.T
     matrix = (brightness * contrast * scales[3:, None] * matrix).astype(np.float32)
     mean = image.reshape(-1, 3).mean(0, dtype=np.float32) @ luma if image.size else np.float32(0)
-    offset = (brightness * (1 - contrast) * mean * scales[3:]).astype(np.float32)
-    return (image.astype(np.float32) @ matrix.T + offset).clip(0, 255).round().astype(np.uint8)
+    offset: np.ndarray = (brightness * (1 - contrast) * mean * scales[3:]).astype(np.float32)
+    moved: np.ndarray = image.astype(np.float32) @ matrix.T + offset
+    return moved.clip(0, 255).round().astype(np.uint8)
 
 
 def mixstyled(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:

@@ -300,7 +300,7 @@ def default_of(kind: type[Config] | type[PretrainConfig], key: str) -> Any:
 
 def as_dict(config: Config | PretrainConfig) -> dict[str, Any]:
     """Every value by its key."""
-    return dataclasses.asdict(config)  # type: ignore[call-overload,no-any-return]
+    return dataclasses.asdict(config)
 
 
 def dump(config: Config | PretrainConfig) -> str:
@@ -348,7 +348,8 @@ def _expected(error: Mapping[str, Any]) -> str:
         "list": "a list",
         "string": "text of at most 1000 printable characters",
     }
-    return kinds.get(error["type"].partition("_")[0], error["msg"])
+    message: str = error["msg"]
+    return kinds.get(error["type"].partition("_")[0], message)
 
 
 def _shown(value: Any) -> str:

@@ -148,7 +148,7 @@ def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
     On CUDA it is torch's SyncBatchNorm. That one refuses the CPU, where `_SynchronisedBatchNorm` does the same.
     """
     if device.type == "cuda":
-        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return synchronised
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -179,4 +179,5 @@ class _SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+        scaled: Tensor = centred * scale.view(shape) + self.bias.view(shape)
+        return scaled.to(input.dtype)

@@ -151,7 +151,7 @@ class Training(ABC):
             group["lr"] = rate
         step = self.losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(step.total).backward()
+        torch.autograd.backward(self.scaler.scale(step.total))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.after_step()
@@ -268,7 +268,7 @@ def _interruptible(world: World) -> Iterator[threading.Event]:
     def ask(number: int, _: object) -> None:
         event.set()
         if world.size == 1:
-            signal.signal(number, before[signals.index(number)])  # type: ignore[arg-type]
+            signal.signal(number, before[signals.index(number)])
 
     before = [signal.getsignal(number) for number in signals]
     for number in signals:

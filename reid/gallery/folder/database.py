@@ -27,6 +27,7 @@ from reid.gallery.index.ivf import Indexed
 from reid.gallery.index.sq8 import Codec, Coded, width_of
 from reid.gallery.manifest import DATABASE, damaged, translate_errors
 from reid.retrieval import knn
+from reid.retrieval.vectors import take
 
 _LOCK = "lock"
 _MASKS = 32  # filters remembered of one state
@@ -65,7 +66,7 @@ class View:
 
     def vectors(self, places: np.ndarray) -> np.ndarray:
         """(n, D) float32 of those rows, ascending."""
-        rows = knn.take(self.rows, places)
+        rows = take(self.rows, places)
         return rows if self.coded is None else self.coded.codec.restore(rows)
 
     def nearest(

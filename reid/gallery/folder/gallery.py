@@ -102,7 +102,7 @@ class FolderGallery(Gallery):
         return (Path(place) / MANIFEST).exists()
 
     @property
-    def wait(self) -> float:  # type: ignore[override]
+    def wait(self) -> float:
         return self._database.wait
 
     @wait.setter

@@ -370,7 +370,7 @@ class MilvusGallery(Gallery):
         )
 
     @property
-    def wait(self) -> float:  # type: ignore[override]
+    def wait(self) -> float:
         return self._writer.wait
 
     @wait.setter
