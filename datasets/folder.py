@@ -32,6 +32,7 @@ from datasets import parse
 from reid.core.files import open_table
 from reid.core.images import is_image, list_folder
 from reid.core.own_images import CAMERA_DIGITS, camera_of, person_of
+from reid.core.tables import csv_value
 from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
 
 SPLITS = tuple(parse.FOLDERS)
@@ -247,7 +248,7 @@ def _separator(header: str) -> str:
 
 
 def _parse_row(values: dict[str, str | None], where: str, parent: Path, has_split: bool) -> _Row:
-    path, person, camid = ((values[name] or "").strip() for name in COLUMNS)
+    path, person, camid = (csv_value((values[name] or "").strip()) for name in COLUMNS)
     if not path or not person:
         raise ReidError(f"{where}: expected a path and a pid, got {path!r} and {person!r}")
     if not camid.isdecimal() or len(camid.lstrip("0")) > CAMERA_DIGITS:

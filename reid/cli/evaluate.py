@@ -14,7 +14,7 @@ import numpy as np
 from reid.cli.data import check_images, ids_of, read_data, refuse_or_tell
 from reid.cli.options import add_common, add_data, add_data_root, add_output, add_rerank, rerank_options
 from reid.cli.readers import Readers
-from reid.cli.runs import RunFile, load_embedder, model_name, run_lock, run_of
+from reid.cli.runs import RunFile, label_of, load_embedder, model_name, run_lock, run_of
 from reid.core.files import write_json, write_text
 from reid.core.images import find_bad
 from reid.core.types import ReidError, Splits
@@ -41,26 +41,27 @@ def evaluate_command(args: argparse.Namespace) -> None:
     for name, weights in names.items():
         rows.append([name])
         for dataset in args.dataset:
+            splits = read_data(args, dataset)
+            if method.distractors:
+                added = args.readers.distractors(splits)
+                splits = splits._replace(gallery=[*splits.gallery, *added], official_split=None)
             if single and args.output:
                 output = embedded = Path(args.output)
             else:
-                embedded = Path(args.output or "runs") / f"evaluate-{dataset}-{name}"
+                embedded = Path(args.output or "runs") / f"evaluate-{label_of(splits)}-{name}"
                 output = embedded.with_name(embedded.name + method.suffix)
-            scores = evaluate_one(weights, dataset, method, output, output if method.distractors else embedded, args)
+            scores = evaluate_one(weights, splits, method, output, output if method.distractors else embedded, args)
             rows[-1].append(f"{scores.rank1:.1%} / {scores.mAP:.1%}")
     if not single:
         print("\n" + aligned_table(("Rank-1 / mAP", *args.dataset), rows))
 
 
 def evaluate_one(
-    weights: str, dataset: str, method: Method, output: Path, shared: Path, args: argparse.Namespace
+    weights: str, splits: Splits, method: Method, output: Path, shared: Path, args: argparse.Namespace
 ) -> Scores:
     """shared: the plain comparison's folder, where embeddings are kept for all methods; or the output itself."""
     from reid.retrieval.protocol import COSINE
 
-    splits = read_data(args, dataset)
-    if method.distractors:
-        splits = splits._replace(gallery=[*splits.gallery, *args.readers.distractors(splits)], official_split=None)
     with run_lock(output, run_of("evaluate", splits, args, weights=weights, method=str(method))) as facts:
         with contextlib.ExitStack() as until_embedded:
             kept = facts
@@ -115,7 +116,7 @@ def calibrate_command(args: argparse.Namespace) -> None:
     from reid.retrieval.calibration import calibrate, check
 
     splits = read_data(args)
-    output = Path(args.output or f"runs/calibrate-{args.dataset}-{model_name(args.weights)}")
+    output = Path(args.output or f"runs/calibrate-{label_of(splits)}-{model_name(args.weights)}")
     embedder = load_embedder(args.weights, args)
     if checkpoint.kind(args.weights) != "model":
         raise ReidError(f"{args.weights}: calibrate the .safetensors that it comes from, then export that with --flip")
@@ -237,10 +238,12 @@ def report(
 
     card = dict(embedder.card)
     model = ReidModel(card | {"num_classes": 0})
+    shorter = model.projection  # at the end of the network, though nothing trains it
+    program = ["python", "run_reid.py"] if Path(sys.argv[0]).name == "run_reid.py" else ["reid"]
     run = RunRecord(
-        command=shlex.join(["python", "run_reid.py", *sys.argv[1:]]),
+        command=shlex.join([*program, *sys.argv[1:]]),
         backbone=card["architecture"]["backbone"],
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for p in model.parameters()) + (0 if shorter is None else shorter.numel()),
         input_size=embedder.input_size,
         fingerprint=embedder.fingerprint,
         embed_images_per_second=facts.values.get("embed_images_per_second"),

@@ -17,6 +17,8 @@ from reid.cli.readers import Readers
 from reid.cli.runs import model_name
 from reid.core.types import ReidError, Sample
 
+FEWEST_CROPS = 8  # of int8: the quantisers take so many at a time
+
 if TYPE_CHECKING:
     from reid.export.proof import Proof, Reference
     from reid.export.request import Request
@@ -61,6 +63,8 @@ def export_command(args: argparse.Namespace) -> None:
     if output.exists():
         raise ReidError(f"{output} exists already: delete it, or name another file")
     count = FORMATS[args.format].crops if args.crops is None else args.crops
+    if precision == "int8":
+        check_crops(count, len(splits.train), args)
     chosen = np.random.default_rng(0).permutation(len(splits.train))[:count]
     crops = read_images([splits.train[i].path for i in chosen] if precision == "int8" else [], model.input_size)
     query, gallery = splits.query, splits.gallery
@@ -84,6 +88,22 @@ def export_command(args: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     print(f"{output}: {output.stat().st_size:,} bytes; proof: {output}.json")
+
+
+def check_crops(asked: int, there: int, args: argparse.Namespace) -> None:
+    """ReidError where int8 would have too few training crops to take its ranges from."""
+    least = max(FEWEST_CROPS, args.batch or 1)
+    if asked < least:
+        fewer = ", or a smaller --batch" if (args.batch or 1) > FEWEST_CROPS else ""
+        raise ReidError(
+            f"--crops {asked}: int8 takes its ranges from at least {least} crops, a batch's of them at a "
+            f"time; give more{fewer}"
+        )
+    if there < least:
+        raise ReidError(
+            f"int8 takes its ranges from at least {least} training crops, {args.dataset} has {there}: give "
+            "another --dataset"
+        )
 
 
 def slimmed(args: argparse.Namespace, model: ReidModel, train: Sequence[Sample]) -> ReidModel:

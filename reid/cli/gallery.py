@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from reid.cli.index import filter_of
 from reid.cli.options import add_filter, add_preset
@@ -17,7 +18,9 @@ from reid.gallery import check, export, repair
 from reid.gallery.base import Gallery
 from reid.gallery.entry import Info
 from reid.gallery.index.sq8 import LEAST
-from reid.models.encoder import Encoder
+
+if TYPE_CHECKING:
+    from reid.models.encoder import Encoder
 
 
 def gallery_command(args: argparse.Namespace) -> int:
@@ -61,10 +64,12 @@ def add_gallery(parser: argparse.ArgumentParser, readers: Readers) -> None:
 
 def info(args: argparse.Namespace) -> int:
     """What a gallery holds, and which of the models in --weights may query it."""
-    from reid.models.encoder import open_encoder
-
     known = Gallery.open(args.gallery).info()
-    asked = {weights: open_encoder(weights) for weights in args.weights}
+    asked = {}
+    if args.weights:
+        from reid.models.encoder import open_encoder
+
+        asked = {weights: open_encoder(weights) for weights in args.weights}
     values = known._asdict()
     for name in ("times", "added"):
         span = values[name]

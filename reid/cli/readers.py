@@ -44,10 +44,17 @@ class NoDataSets:
         raise ReidError(f"{splits.name} has no distractors beside its gallery: leave --distractors out")
 
     def multi_query(self, splits: Splits) -> list[Sample]:
-        return list(splits.query)
+        raise _elsewhere()
 
     def examine(self, splits: Splits) -> Any:
-        raise ReidError("check-data is a command of run_reid.py in the program's checkout")
+        raise _elsewhere()
+
+
+def _elsewhere() -> ReidError:
+    return ReidError(
+        "the installed command reads no data sets: run `python run_reid.py` in a checkout of the program, "
+        "which has the readers, with the same words"
+    )
 
 
 OWN = NoDataSets()

@@ -14,7 +14,7 @@ from reid.cli.data import check_images, check_name, read_data
 from reid.cli.evaluate import embed_splits, report, score
 from reid.cli.options import add_common, add_data, add_output, add_recipe, add_seeds, add_training
 from reid.cli.readers import Readers
-from reid.cli.runs import first_process, first_rank_first, load_embedder, run_lock, run_of
+from reid.cli.runs import first_process, first_rank_first, load_embedder, model_name, run_lock, run_of, shipped
 from reid.core.files import write_text
 from reid.core.types import ReidError, Sample, Splits
 from reid.training import config as recipes
@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from reid.training.train import Trained
 
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = shipped("configs")
 
 
 def main_command(args: argparse.Namespace) -> None:
     """Data -> training -> embeddings -> scores -> gallery -> report; with --seeds once with each."""
     if args.seeds and args.weights:
         raise ReidError("--seeds are of training, and with --weights nothing is trained: leave one of them out")
+    if args.weights:
+        check_name(args)
+        splits = read_data(args)
+        return main_job(args, splits, None, Path(args.output or f"runs/{args.dataset}-{model_name(args.weights)}"))
     splits, runs = plan(args)
     for output, config in runs.values():
         main_job(args, splits, config, output)
@@ -44,14 +48,14 @@ def main_command(args: argparse.Namespace) -> None:
         tell_seeds(runs, "percent", dict(zip(MEASURES, (100 * scores).T.tolist())), ".1f")
 
 
-def main_job(args: argparse.Namespace, splits: Splits, config: Config, output: Path) -> None:
+def main_job(args: argparse.Namespace, splits: Splits, config: Config | None, output: Path) -> None:
     with run_lock(output, run_of("training", splits, args, config, weights=args.weights), config) as facts:
         if (output / "metrics.json").exists():
             print(f"finished already, nothing to do: {output}/report.md")
             return print((output / "scores.txt").read_text(encoding="utf-8"))
         weights, trained = args.weights, None
-        if weights:
-            splits = check_images(splits, output, args.skip_bad)
+        if config is None:
+            splits = check_images(splits, output, args.skip_bad, ("query", "gallery"))
         else:
             splits, trained = train_on(splits, config, output, args)
             weights = trained.path
@@ -230,7 +234,7 @@ def add_main(parser: argparse.ArgumentParser, readers: Readers) -> None:
     add_training(parser)
     add_seeds(parser)
     parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors; nothing is trained then")
-    add_output(parser, "runs/DATASET-BACKBONE")
+    add_output(parser, "runs/DATASET-BACKBONE, with --weights runs/DATASET-WEIGHTS")
     add_common(parser)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reid.core.files import open_table
+from reid.core.tables import csv_value
 from reid.core.types import ReidError
 from reid.core.values import Field, Pid, parse_pid, parse_time
 
@@ -56,7 +57,7 @@ def read_table(table: str | os.PathLike[str]) -> list[ImageRecord]:
 def _parse_row(row: Mapping[str, str | None], parent: Path) -> ImageRecord:
     if None in row:
         raise ReidError("has more values than the first line has names")
-    values = {name: (value or "").strip() for name, value in row.items()}
+    values = {name: csv_value((value or "").strip()) for name, value in row.items()}
     if not values["path"]:
         raise ReidError("expected a path, got none")
     camid = values.get("camid", "")

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from reid.core.types import ReidError
 from reid.models import checkpoint, heads
@@ -79,7 +78,8 @@ class ReidModel(nn.Module):
         different = heads.same_options(mine, theirs)
         if different:
             told = ", ".join(f"{key} {theirs[key]} there, {mine[key]} here" for key in different)
-            raise ReidError(f"{name} is a model of another architecture ({told})")
+            as_theirs = " ".join(f"{key}={json.dumps(theirs[key], separators=(',', ':'))}" for key in different)
+            raise ReidError(f"{name} is a model of another architecture ({told}); for its own: --set {as_theirs}")
         self.head.start_from(other.head)
 
     def with_branches(self, parts: Sequence[int]) -> ReidModel:
@@ -154,6 +154,8 @@ def check_input_size(model: ReidModel) -> None:
 
 def multiply_adds(model: ReidModel) -> int:
     """Multiply-adds of embedding one image of the model's input size: convolutions and reductions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter:
         _embed_blank(model)
     flops: int = counter.get_total_flops()

@@ -10,15 +10,20 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from scipy.sparse import csr_array
+from PIL import Image, ImageDraw
 
 from reid.core.files import atomic_file
 from reid.core.images import open_image
 from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
-from reid.retrieval.evaluate import Scores
+from reid.report.fonts import in_a_font
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+    from reid.retrieval.evaluate import Scores
 
 CROP_W, CROP_H = 72, 128  # pixels that a crop is fitted into, its aspect kept
 FRAME = 5  # pixels of colour around a crop
@@ -250,11 +255,6 @@ def _badge(right: bool) -> Image.Image:
     return large.resize((20, 20), Image.Resampling.LANCZOS)
 
 
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
 def _text(
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
@@ -266,8 +266,7 @@ def _text(
     anchor: str = "la",
 ) -> None:
     """One line of text, cut with dots where it would be wider than `room` pixels."""
-    font = _font(size)
-    words = words.replace("\n", " ").encode("utf-8", "replace").decode()  # a file name may hold bytes that are no text
+    words, font = in_a_font(words, size)
     if font.getlength(words) > room:
         while words and font.getlength(words + "...") > room:
             words = words[:-1]

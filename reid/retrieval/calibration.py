@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from reid.core.types import ReidError
 from reid.retrieval.bootstrap import Interval, intervals
@@ -71,7 +70,7 @@ class Calibration:
         if self.method == "isotonic":
             found = np.interp(scores, self.knots, self.probabilities)
         else:
-            found = expit(self.slope * scores + self.intercept)
+            found = _expit(self.slope * scores + self.intercept)
         return found
 
     def threshold(self, max_false_accept: float, gallery_size: int) -> float:
@@ -184,7 +183,7 @@ def calibrate(
         intercept=intercept,
         knots=_as_tuple(knots),
         probabilities=_as_tuple(probabilities),
-        ece_logistic=expected_calibration_error(expit(slope * scores + intercept), same),
+        ece_logistic=expected_calibration_error(_expit(slope * scores + intercept), same),
         ece_isotonic=expected_calibration_error(np.interp(scores, knots, probabilities), same),
         sizes=_as_tuple(sizes),
         rates=_as_tuple(rates),
@@ -314,6 +313,12 @@ def _pairs(
         first, second = both[:, start : start + _STEP]
         scores[start : start + _STEP] = np.einsum("nd,nd->n", features[first], features[second])
     return scores, np.arange(len(scores)) < genuine.shape[1]
+
+
+def _expit(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), also where exp(-x) is too large for a float."""
+    found: np.ndarray = np.exp(-np.logaddexp(0, -x))
+    return found
 
 
 def _logistic(scores: np.ndarray, same: np.ndarray) -> tuple[float, float]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from reid.core.types import JUNK, ReidError
 from reid.retrieval.evaluate import Scores, evaluate
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 POOLS = ("mean", "max")
 

@@ -26,6 +26,7 @@ from reid.core.memory import keep_freed_memory
 from reid.core.prefetch import prefetch
 from reid.core.types import ReidError
 from reid.models import checkpoint
+from reid.models.card import without_places
 from reid.training import distributed
 from reid.training.config import differences
 from reid.training.distributed import World
@@ -244,6 +245,7 @@ def _multiplies_bf16() -> bool:
 
 def check_same(now: dict[str, Any], then: dict[str, Any], path: Path) -> None:
     """ReidError where a file in the output folder is of another recipe or other data."""
+    now, then = without_places(now), without_places(then)  # files hold none
     changed = differences(now["recipe"], then["recipe"])
     if changed:
         values = ", ".join(f"{key} {there!r} there, {here!r} now" for key, (there, here) in changed.items())

@@ -117,7 +117,7 @@ class Database:
     def connect(self) -> sqlite3.Connection:
         file = self.path / DATABASE
         if not file.is_file():
-            raise damaged(self.path, f"{DATABASE} is missing")
+            raise damaged(self.path, f"{DATABASE} is missing", mendable=False)
         mode = "rw" if os.access(file, os.W_OK) and os.access(self.path, os.W_OK) else "ro"
         db = sqlite3.connect(
             f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=self.wait, isolation_level=None

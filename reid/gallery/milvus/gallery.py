@@ -100,9 +100,9 @@ class MilvusGallery(Gallery):
         try:
             gallery._manifest = as_manifest(json.loads(text), gallery.place)
         except ValueError:
-            raise damaged(gallery.place, "its manifest is not JSON") from None
+            raise damaged(gallery.place, "its manifest is not JSON", mendable=False) from None
         if not gallery._at.load(gallery._at.images):
-            raise damaged(gallery.place, f"the collection {gallery._at.images} is missing")
+            raise damaged(gallery.place, f"the collection {gallery._at.images} is missing", mendable=False)
         gallery._writer.next_key()
         return gallery
 
