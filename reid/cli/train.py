@@ -232,8 +232,16 @@ def train_on(
     with first_rank_first():
         left = check_sets(sets, output.parent if args.seeds else output, args.skip_bad)  # once for all seeds
     samples, domains = join({name: splits.train for name, splits in left.items()})
-    several = domains if len(left) > 1 else None
-    return left, train(samples, config, output, name=all_of(left).name, domains=several, device=args.device)
+    trained = train(
+        samples,
+        config,
+        output,
+        name=all_of(left).name,
+        domains=domains if len(left) > 1 else None,
+        terms={splits.name: splits.terms for splits in left.values() if splits.terms},
+        device=args.device,
+    )
+    return left, trained
 
 
 def keep_scores(path: Path, sets: Mapping[str, Splits], scores: Mapping[str, Scores]) -> None:

@@ -48,6 +48,7 @@ Text = Annotated[
     BeforeValidator(lambda value: "" if value is None else value),
     Field(max_length=1000, pattern=r"^[^\x00-\x1f]*$"),
 ]
+Parts = Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(max_length=64)]
 Files = Annotated[
     list[Text],
     BeforeValidator(lambda value: [value] if value and isinstance(value, str) else value or []),
@@ -91,12 +92,8 @@ class Config:
     grey: Share = 0.0  # probability that an image loses its colours
     # MixStyle (Zhou et al. 2021): probability that a batch's feature maps mix their channels' means and deviations
     feature_mixstyle: Share = 0.0
-    mixstyle_alpha: Annotated[Number, Field(gt=0, le=100)] = (
-        0.1  # of the Beta distribution of the shares (its authors')
-    )
-    mixstyle_after: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(max_length=64)] = field(
-        default_factory=list
-    )  # behind these parts of the trunk, from 1 on
+    mixstyle_alpha: Annotated[Number, Field(gt=0, le=100)] = 0.1  # of the shares' Beta distribution
+    mixstyle_after: Parts = field(default_factory=list)  # behind these parts of the trunk, from 1 on
     # batch: 64 (paper), as BagOfTricks draws it
     p: Annotated[int, Field(ge=2, le=1024)] = 16  # identities a batch: a triplet needs a second one
     k: Annotated[int, Field(ge=2, le=1024)] = 4  # images of each: a triplet needs a second one

@@ -6,7 +6,7 @@ train(samples, config, output, domains=domains)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,3 +57,11 @@ def describe(name: str, pids: np.ndarray, camids: np.ndarray, domains: np.ndarra
     if len(names) > 1:
         whole["sets"] = [{"name": one, **counts(np.flatnonzero(domains == one))} for one in names]
     return whole
+
+
+def join_terms(terms: Mapping[str, str], cards: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """On which terms a model may be used, by data set: those of its own data and of the models it is made from."""
+    joined = dict(terms)
+    for card in cards:
+        joined |= card.get("data", {}).get("terms", {})
+    return joined

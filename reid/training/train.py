@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from reid.training.config import Config, as_dict
 from reid.training.data import load_pixels
 from reid.training.distill import Teaching, open_teachers
 from reid.training.distributed import World
-from reid.training.domains import describe
+from reid.training.domains import describe, join_terms
 from reid.training.log import Step, Term, epoch_lines
 from reid.training.loop import Interrupted as Interrupted
 from reid.training.loop import Training, check_same
@@ -60,6 +60,7 @@ def train(
     *,
     name: str = "",
     domains: Sequence[str] | None = None,
+    terms: Mapping[str, str] | None = None,
     device: str | None = None,
     progress: bool = True,
     stop_after: int | None = None,
@@ -70,13 +71,15 @@ def train(
     Beside it: history.jsonl (an entry an epoch), tensorboard/, and, until it is done, checkpoint.safetensors.
     name: what the model's card calls the data.
     domains: the data set of each sample, by name, where there are several; `reid.training.domains.join` gives both.
+    terms: on which data sets, by name, may be used; they go into the model's card, with those of the models that it
+    starts from and learns from.
     stop_after: ends with Interrupted after that many steps in all, as Ctrl-C does.
     Raises ReidError for a training set that fits no batch, an input too small, a checkpoint of another run, or a
     loss that is no longer finite.
     """
     world = distributed.join()
     chosen = pick_device(device) if device else distributed.pick_device(world) or pick_device()
-    run = _Run(samples, config, output, name, world, chosen, progress, domains)
+    run = _Run(samples, config, output, name, world, chosen, progress, domains, terms)
     return run.finished() or run.go(stop_after)
 
 
@@ -104,6 +107,7 @@ class _Run(Training):
         device: torch.device,
         progress: bool,
         domains: Sequence[str] | None = None,
+        terms: Mapping[str, str] | None = None,
     ) -> None:
         self.teachers = open_teachers(config.teacher, device)
         of = {
@@ -124,6 +128,7 @@ class _Run(Training):
         name_of = {sample.path: name for sample, name in zip(samples, domains or [name] * len(samples), strict=True)}
         self.domains = np.array([name_of[sample.path] for sample in self.samples])
         self.several = len(set(name_of.values())) > 1
+        self.terms = join_terms(terms or {}, [teacher.card for teacher in self.teachers])
         self._data = describe(name, self.labels, self.cameras, self.domains) | {"held_out": config.holdout}
         # one thread of numpy keeps ahead of a CPU that trains, and not of a GPU
         self.augments_on_device = device.type == "cuda"
@@ -189,6 +194,7 @@ class _Run(Training):
         self.model = ReidModel(make_card(as_dict(config), len(self.classes)), weights)
         if start:
             self.model.start_from(start, config.pretrained)
+            self.terms = join_terms(self.terms, [start.card])
         check_input_size(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = _first_parts(self.model, config.freeze, "freeze")
@@ -354,7 +360,9 @@ class _Run(Training):
 
     def _save_model(self, path: Path) -> None:
         made = self.made
-        made.card.update(run=self.of, train_seconds=self.seconds, data=self._data, step=self.step)
+        made.card.update(
+            run=self.of, train_seconds=self.seconds, data=self._data | {"terms": self.terms}, step=self.step
+        )
         save_model(made, path)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
