@@ -46,6 +46,7 @@ class Layout:
     obtain: str  # how one comes by the data set
     official: Mapping[str, Count] = field(default_factory=dict)  # split -> count; empty where none are published
     notice: str = ""  # said aloud on every read
+    terms: str = ""  # on which it may be used, in its authors' words where they gave any
     more: Mapping[str, str] = field(default_factory=dict)  # "distractors", "multi_query" -> folder, which may be absent
 
 
@@ -93,7 +94,7 @@ def read_found(layout: Layout, found: Path) -> Splits:
             warnings.append(
                 f"{layout.name}: left out {dropped} images of {FOLDERS[split]} that are nobody's (pid <= 0)"
             )
-    splits = Splits(layout.name, str(found), persons["train"], persons["query"], gallery, None, warnings)
+    splits = Splits(layout.name, str(found), persons["train"], persons["query"], gallery, None, warnings, layout.terms)
     if not layout.official:
         return splits
     differences = compare(splits, layout.official)

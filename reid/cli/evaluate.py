@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.cli.data import check_images, ids_of, read_data, refuse_or_tell
-from reid.cli.options import add_common, add_data, add_data_root, add_output, add_rerank, rerank_options
+from reid.cli.data import check_images, ids_of, read_data, read_sets, refuse_or_tell
+from reid.cli.options import add_common, add_data, add_datasets, add_output, add_rerank, rerank_options
 from reid.cli.readers import Readers
 from reid.cli.runs import RunFile, label_of, load_embedder, model_name, run_lock, run_of
 from reid.core.files import write_json, write_text
@@ -36,24 +36,26 @@ def evaluate_command(args: argparse.Namespace) -> None:
     names = {model_name(weights): weights for weights in args.weights}
     if len(names) < len(args.weights):
         raise ReidError(f"--weights: expected files of different names, got {' '.join(args.weights)}: rename one")
-    single = len(names) == len(args.dataset) == 1
+    sets = read_sets(args)  # all, before the first is scored
+    if method.distractors:
+        sets = {
+            name: splits._replace(gallery=[*splits.gallery, *args.readers.distractors(splits)], official_split=None)
+            for name, splits in sets.items()
+        }
+    single = len(names) == len(sets) == 1
     rows = []
     for name, weights in names.items():
         rows.append([name])
-        for dataset in args.dataset:
-            splits = read_data(args, dataset)
-            if method.distractors:
-                added = args.readers.distractors(splits)
-                splits = splits._replace(gallery=[*splits.gallery, *added], official_split=None)
+        for dataset, splits in sets.items():
             if single and args.output:
                 output = embedded = Path(args.output)
             else:
-                embedded = Path(args.output or "runs") / f"evaluate-{label_of(splits)}-{name}"
+                embedded = Path(args.output or "runs") / f"evaluate-{label_of(splits, dataset)}-{name}"
                 output = embedded.with_name(embedded.name + method.suffix)
             scores = evaluate_one(weights, splits, method, output, output if method.distractors else embedded, args)
             rows[-1].append(f"{scores.rank1:.1%} / {scores.mAP:.1%}")
     if not single:
-        print("\n" + aligned_table(("Rank-1 / mAP", *args.dataset), rows))
+        print("\n" + aligned_table(("Rank-1 / mAP", *sets), rows))
 
 
 def evaluate_one(
@@ -271,15 +273,7 @@ def report(
 
 
 def add_evaluate(parser: argparse.ArgumentParser, readers: Readers) -> None:
-    names = ", ".join(readers.DATASETS)
-    parser.add_argument(
-        "--dataset",
-        nargs="+",
-        default=["synthetic"],
-        metavar="NAME",
-        help=f"one or more of {names} (default: synthetic)",
-    )
-    add_data_root(parser)
+    add_datasets(parser, readers, "synthetic", "each is scored by itself")
     parser.add_argument(
         "--weights",
         nargs="+",

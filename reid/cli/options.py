@@ -25,6 +25,26 @@ def add_data_root(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_datasets(parser: argparse.ArgumentParser, readers: Readers, default: str, what: str) -> None:
+    """One data set or several; `reid.cli.data.read_sets` reads them."""
+    names = ", ".join(readers.DATASETS)
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        default=[default],
+        metavar="NAME",
+        help=f"one or more of {names} (default: {default}); {what}",
+    )
+    parser.add_argument(
+        "--data-root",
+        nargs="+",
+        default=["data"],
+        metavar="DIR",
+        help="a data set's own folder, or "
+        "the folder that holds it; one for all data sets, or one for each (default: data)",
+    )
+
+
 def add_common(parser: argparse.ArgumentParser, *, images: bool = True) -> None:
     if images:
         parser.add_argument("--skip-bad", action="store_true", help="leave unreadable images out, and say which")
@@ -50,7 +70,7 @@ def add_recipe(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    add_recipe(parser, "configs/DATASET.yaml")
+    add_recipe(parser, "configs/DATASET.yaml, of several data sets the first one's")
     parser.add_argument(
         "--pretrained",
         metavar="FILE",

@@ -76,10 +76,13 @@ def run_of(
     }
 
 
-def label_of(splits: Splits) -> str:
-    """A data set's part of an output folder's name: of one's own images also their folder's name and which it is."""
+def label_of(splits: Splits, name: str | None = None) -> str:
+    """A data set's part of an output folder's name: of one's own images also their folder's name and which it is.
+
+    name: what the set is called beside others of the command.
+    """
     if splits.name != "folder":
-        return splits.name
+        return name or splits.name
     root = os.path.abspath(splits.root)
     return f"folder-{os.path.basename(root)}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:6]}"
 

@@ -38,6 +38,7 @@ class Splits(NamedTuple):
     gallery: list[Sample]
     official_split: bool | None  # counts equal the published ones; None where none are published
     warnings: list[str]  # what a run should say aloud, e.g. which counts differ
+    terms: str = ""  # on which the data may be used, as its authors say; a model trained on it carries them
 
 
 class Ranking(NamedTuple):

@@ -28,7 +28,7 @@ def build(model: ReidModel, request: Request, crops: np.ndarray) -> Any:
     pixels = torch.zeros(request.batch or 2, *graph.input_size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # torch calls TorchScript's successor by its name
-        return torch.jit.freeze(torch.jit.trace(graph, (pixels,)))  # type: ignore[no-untyped-call]
+        return torch.jit.freeze(torch.jit.trace(graph, (pixels,)))
 
 
 def save(built: Any, path: Path, card: str) -> None:
@@ -42,7 +42,7 @@ def load(path: Path) -> Runtime:
     extra = {CARD: ""}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
+        network = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
     card: Any = extra[CARD]
 
     @torch.inference_mode()

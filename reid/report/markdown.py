@@ -228,12 +228,14 @@ def _training(run: RunRecord, history: Sequence[dict[str, Any]] | None) -> list[
         parts = ", ".join(f"{name} {value:.3f}" for name, value in last["losses"].items())
         rows.append(["loss, last epoch", f"{last['loss']:.3f} ({parts})"])
     main = [
-        f"{key} {markdown_text(str(run.recipe[key]))}" for key in MAIN_KEYS if run.recipe.get(key) not in (None, "")
+        f"{key} {markdown_text(str(run.recipe[key]))}" for key in MAIN_KEYS if run.recipe.get(key) not in (None, "", [])
     ]
     if main:
         rows.append(["recipe", f"{', '.join(main)} (all of it: {'metrics.json' if run.weights else 'config.yaml'})"])
     if start_note(run.recipe):
         rows.append(["start", start_note(run.recipe) or ""])
+    for name, terms in ((run.trained_on or {}).get("terms") or {}).items():
+        rows.append([f"terms of {name}, on which the model was trained", terms])
     section = ["## Training", markdown_table(("", ""), rows) if rows else "Nothing is known of the training."]
     if history:
         section.append("![Loss, learning rate, and each head's accuracy, Rank-1 and spread](curves.png)")

@@ -35,7 +35,7 @@ class RunRecord:
     weights: str | None = None  # the file given instead of training
     git_revision: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)  # reid.training.config keys
-    trained_on: Mapping[str, Any] | None = None  # the card's "data": name, images, identities, held_out
+    trained_on: Mapping[str, Any] | None = None  # the card's "data": name, images, identities, held_out, terms ...
 
 
 class ExtraMetrics(NamedTuple):

@@ -26,7 +26,7 @@ class Draws(NamedTuple):
     shares: np.ndarray  # (B,) in [0, 1], how much of them
     mirrored: np.ndarray  # (B,) bool
     shifts: np.ndarray  # (B, 2) int, rows and columns by which the window is moved down and to the right
-    scales: np.ndarray  # (B, 6), brightness, contrast, saturation, red, green, blue: ones for none
+    scales: np.ndarray  # (B, 6), brightness, contrast, saturation (0: grey), red, green, blue: ones for none
     boxes: np.ndarray  # (B, 4) int, top, left, height and width of what is erased: zeros for nothing
 
     def table(self) -> Tensor:
@@ -46,6 +46,7 @@ def draw(
     jitter: float = 0.0,
     mixstyle: float = 0.0,
     camids: Sequence[int] = (),
+    grey: float = 0.0,
 ) -> Draws:
     """The dice of a batch of `count` images of `size` (height, width).
 
@@ -54,6 +55,7 @@ def draw(
     jitter: brightness, contrast, saturation and each of the three colours are scaled by 1 +- up to so much.
     mixstyle: probability that an image takes on some of the colours of an image of another camera, see `mixstyled`;
     camids: (B,) the cameras, needed for it.
+    grey: probability that an image loses its colours; brightness and contrast are still scaled.
     """
     height, width = size
     shifts = rng.integers(-pad, pad + 1, (count, 2))
@@ -71,6 +73,8 @@ def draw(
             others = np.flatnonzero(cameras != cameras[i])
             if len(others):
                 styles[i], shares[i] = others[int(pick[i] * len(others))], some[i]
+    if grey:
+        scales[rng.random(count) < grey, 2:] = 0, 1, 1, 1
     return Draws(styles, shares, mirrored, shifts, scales, boxes)
 
 

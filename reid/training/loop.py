@@ -247,6 +247,9 @@ def check_same(now: dict[str, Any], then: dict[str, Any], path: Path) -> None:
     """ReidError where a file in the output folder is of another recipe or other data."""
     now, then = without_places(now), without_places(then)  # files hold none
     changed = differences(now["recipe"], then["recipe"])
+    taught = then.get("teacher")
+    if isinstance(taught, str) and [taught] == [checkpoint.file_digest(file) for file in now["recipe"]["teacher"]]:
+        then = then | {"teacher": now["teacher"]}  # until there could be several, the one was told by its file
     if changed:
         values = ", ".join(f"{key} {there!r} there, {here!r} now" for key, (there, here) in changed.items())
         raise ReidError(f"{path} is of a run with another recipe ({values}): give another --output")
