@@ -18,7 +18,9 @@ from reid.models.model import load_model
 from reid.training import train as training
 from reid.training.distributed import World
 from reid.training.domains import join
+from tests.conftest import ROOT
 
+README = ROOT.parent / "shared" / "data" / "market1501" / "Market-1501-v15.09.15" / "readme.txt"
 FAST = [
     "--config",
     "configs/synthetic.yaml",
@@ -123,6 +125,33 @@ def test_the_main_job_scores_each_set_by_itself(joint):
         assert card["scores"][name]["mAP"] == metrics["mAP"]
         assert (metrics["num_query"], metrics["num_gallery"]) == (queries, 10)
         assert (joint / name / "report.md").exists() and (joint / name / "gallery" / "manifest.json").exists()
+
+
+SENTENCE = "This dataset should be used for research only. Please DO NOT distribute or use it for commercial purpose."
+
+
+def test_a_model_carries_the_terms_of_its_data_and_the_report_prints_them(joint):
+    assert load_model(joint / "model.safetensors").card["data"]["terms"] == {"market1501": SENTENCE}
+    for report in joint.glob("*/report.md"):
+        assert SENTENCE in report.read_text()
+
+
+def test_what_is_made_from_such_a_model_carries_them_too(joint, paths, tiny, tmp_path):
+    samples = [Sample(path, int(Path(path).name[:4]), int(Path(path).name[6])) for path in paths]
+    model = joint / "model.safetensors"
+    for changes in (dict(pretrained=model, branches=[[1, 2]]), dict(teacher=model, distill=1.0)):
+        config = tiny(p=4, epochs=0, **changes)
+        made = training.train(
+            samples, config, tmp_path / next(iter(changes)), terms={"mine": "Ask me."}, progress=False
+        ).path
+        assert load_model(made).card["data"]["terms"] == {"mine": "Ask me.", "market1501": SENTENCE}
+    free = training.train(samples, tiny(epochs=0), tmp_path / "free", progress=False).path
+    assert "terms" not in load_model(free).card["data"]
+
+
+@pytest.mark.skipif(not README.exists(), reason="no ../shared")
+def test_the_sentence_is_its_authors():
+    assert SENTENCE in README.read_text(encoding="utf-8", errors="replace")
 
 
 def test_finished_it_says_so_and_of_other_sets_it_is_another_run(joint, people, other, capsys):

@@ -196,10 +196,9 @@ def _kin(kept: dict[str, Any]) -> str | None:
         return None
     recipe = {key: value for key, value in kept["recipe"].items() if key != "seed"}
     if data:
-        told = (
-            ("name", "identities", "held_out") if data.get("held_out") else ("name", "images", "identities", "held_out")
-        )
-        data = {key: data.get(key) for key in told}
+        data = {key: data.get(key) for key in ("name", "images", "identities", "held_out")}
+        if data["held_out"]:
+            del data["images"]
     method = kept.get("method") or {}
     plain = not any(method.get(key) for key in ("distractors", "multi_query", "expand", "rerank"))
     shared = [

@@ -51,7 +51,9 @@ Text = Annotated[
 Parts = Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(max_length=64)]
 Files = Annotated[
     list[Text],
-    BeforeValidator(lambda value: [value] if value and isinstance(value, str) else value or []),
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) and value else [] if value in ("", None) else value
+    ),
     Field(max_length=16),
 ]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

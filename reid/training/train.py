@@ -359,10 +359,8 @@ class _Run(Training):
     # ---- what is kept
 
     def _save_model(self, path: Path) -> None:
-        made = self.made
-        made.card.update(
-            run=self.of, train_seconds=self.seconds, data=self._data | {"terms": self.terms}, step=self.step
-        )
+        made, data = self.made, self._data | ({"terms": self.terms} if self.terms else {})
+        made.card.update(run=self.of, train_seconds=self.seconds, data=data, step=self.step)
         save_model(made, path)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
