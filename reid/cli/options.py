@@ -135,7 +135,7 @@ def add_preset(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
-def add_slim(parser: argparse.ArgumentParser) -> None:
+def add_projection(parser: argparse.ArgumentParser) -> None:
     def parts(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
@@ -149,6 +149,6 @@ def add_slim(parser: argparse.ArgumentParser) -> None:
         "--dim",
         type=int,
         metavar="N",
-        help="shorten embeddings to N values, by a projection learnt "
-        "on the training images of --dataset (default: all values)",
+        help="shorten embeddings to N values, by a PCA projection fitted "
+        "to the training images of --dataset (default: all values)",
     )
