@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def pack_command(args: argparse.Namespace) -> None:
-    """Writes a model as it is given away: half floats, without the classifier of its training identities; on request
+    """Writes a model file for distribution: half floats, without the classifier of its training identities; on request
     with fewer branches, and with shorter embeddings by a projection fitted to a data set's training images.
     """
     from reid.models.model import load_model, save_model
@@ -148,12 +148,14 @@ def add_export(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, required=True, help="for onnxruntime, OpenVINO, libtorch or Rockchip's NPU"
     )
-    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32, of rknn fp16)")
-    parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="of rknn (default: rk3588)")
-    parser.add_argument("--batch", type=batch, metavar="N|dynamic", help="images a run (default: dynamic, any number)")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32; rknn: fp16)")
+    parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="for rknn (default: rk3588)")
+    parser.add_argument(
+        "--batch", type=batch, metavar="N|dynamic", help="images a batch (default: dynamic, any number)"
+    )
     add_projection(parser)
     parser.add_argument(
-        "--people", type=int, metavar="N", help="prove on so many of the query's people, drawn (default: all)"
+        "--people", type=int, metavar="N", help="prove on N of the query people, drawn at random (default: all)"
     )
     parser.add_argument(
         "--flip",
@@ -161,6 +163,6 @@ def add_export(parser: argparse.ArgumentParser, readers: Readers) -> None:
         help="sum the features of image and mirror image inside, as the "
         "other commands do with .safetensors; twice the work",
     )
-    parser.add_argument("--crops", type=int, metavar="N", help="of int8: training crops (default: 256, of rknn 32)")
+    parser.add_argument("--crops", type=int, metavar="N", help="for int8: training crops (default: 256; rknn: 32)")
     parser.add_argument("--output", metavar="FILE", help="(default: runs/WEIGHTS-PRECISION and the format's suffix)")
     add_data(parser, readers, "synthetic")
