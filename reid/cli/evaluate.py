@@ -108,10 +108,10 @@ def compare_command(args: argparse.Namespace) -> None:
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
-    """Learns from a data set's query and gallery people when a model should answer "nobody", and writes it into it.
+    """Calibrates a model: from a data set's query and gallery people, when a search should answer "nobody matches".
 
     The people must not be among those that the model was trained on. First a half of them, drawn at random, shows
-    whether what is learnt holds on the other half; then all of them are learnt from.
+    whether the calibration holds on the other half; then all of them are used, and the model file holds the result.
     """
     from reid.core.tables import aligned_table
     from reid.models import checkpoint
@@ -129,21 +129,21 @@ def calibrate_command(args: argparse.Namespace) -> None:
         pids, camids = ids_of(samples)
         model, name = embedder.fingerprint, splits.name
         checked = check(features, pids, camids, (0.005, 0.01, 0.05, 0.1), fingerprint=model, dataset=name)
-        learnt_from = calibrate(features, pids, camids, fingerprint=model, dataset=name)
-        write_json(output / "calibration.json", learnt_from.as_dict())
+        calibration = calibrate(features, pids, camids, fingerprint=model, dataset=name)
+        write_json(output / "calibration.json", calibration.as_dict())
         state, card = checkpoint.read(args.weights, "model")
-        checkpoint.write(args.weights, "model", state, card | {"calibration": learnt_from.as_dict()})
+        checkpoint.write(args.weights, "model", state, card | {"calibration": calibration.as_dict()})
     print(
-        "false accepts of searches for people who are not in the gallery, learnt from a half of the people and\n"
+        "false accepts of searches for people who are not in the gallery, calibrated on one half of the people and\n"
         "measured on the other, with the 95 % bootstrap interval over people:"
     )
     rows = [[f"{asked:.1%}", f"{x.mean:.1%}", f"{x.low:.1%} to {x.high:.1%}"] for asked, x in checked.items()]
     print(aligned_table(("asked", "achieved", "interval"), rows))
     print(
-        f"probability: {learnt_from.method}, expected calibration error {learnt_from.ece_logistic:.4f} logistic, "
-        f"{learnt_from.ece_isotonic:.4f} isotonic"
+        f"probability: {calibration.method}, expected calibration error {calibration.ece_logistic:.4f} logistic, "
+        f"{calibration.ece_isotonic:.4f} isotonic"
     )
-    print(f"calibrated on all {learnt_from.identities:,} people, {learnt_from.images:,} images: {args.weights}")
+    print(f"calibrated on all {calibration.identities:,} people, {calibration.images:,} images: {args.weights}")
 
 
 def read_method(args: argparse.Namespace) -> Method:
@@ -152,7 +152,7 @@ def read_method(args: argparse.Namespace) -> Method:
 
     parameters = rerank_options(args)
     if (args.alpha is not None or args.expand_gallery) and not args.query_expansion:
-        raise ReidError("--alpha and --expand-gallery are of the expansion: add --query-expansion K, or leave them out")
+        raise ReidError("--alpha and --expand-gallery need --query-expansion K: add it, or leave them out")
     if args.alpha is not None:
         parameters["alpha"] = args.alpha
     return Method(
@@ -284,24 +284,28 @@ def add_evaluate(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument(
         "--distractors",
         action="store_true",
-        help="add the data set's further images of nobody to the gallery (Market-1501's 500,000 in images/)",
+        help="add the data set's distractor images to the gallery (Market-1501's 500,000 in images/)",
     )
     parser.add_argument(
         "--multi-query",
         choices=("mean", "max"),
-        help="join all images of a query's person by its camera: their mean, or their maximum value by value",
+        help="average the features of all images of a query's person by its camera, or take their maximum",
     )
     parser.add_argument(
-        "--query-expansion", type=int, default=0, metavar="K", help="join each query with its K nearest gallery images"
+        "--query-expansion",
+        type=int,
+        default=0,
+        metavar="K",
+        help="average a query with its K nearest gallery images",
     )
     parser.add_argument(
         "--alpha",
         type=float,
         metavar="A",
-        help="of the expansion: weight each image by its "
+        help="query expansion: weight each image by its "
         "similarity to the power of A, 0 for the plain average (default: 3)",
     )
-    parser.add_argument("--expand-gallery", action="store_true", help="of the expansion: the gallery's images too")
+    parser.add_argument("--expand-gallery", action="store_true", help="query expansion: the gallery's images, too")
     add_rerank(parser, "re-rank by k-reciprocal neighbours (Zhong et al. 2017)")
     add_output(parser, "runs/evaluate-DATASET-WEIGHTS; of several the folder that holds theirs: runs")
     add_common(parser)
@@ -317,7 +321,7 @@ def add_compare(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument(
         "--baseline",
         metavar="NAME",
-        help="the recipe that the others are held against, by its name "
+        help="the recipe that the others are compared with, by its name "
         "in the table: its folder's or file's (default: the first)",
     )
     form = parser.add_mutually_exclusive_group()
@@ -331,7 +335,7 @@ def add_calibrate(parser: argparse.ArgumentParser, readers: Readers) -> None:
         "--weights",
         metavar="FILE",
         required=True,
-        help="a trained model.safetensors, to be written to; galleries built with it from then on hold what was learnt",
+        help="a trained model.safetensors; the calibration is written into it, and into galleries built with it",
     )
     add_output(parser, "runs/calibrate-DATASET-WEIGHTS")
     add_common(parser)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reid.cli.data import read_data
-from reid.cli.options import add_data, add_slim
+from reid.cli.options import add_data, add_projection
 from reid.cli.readers import Readers
 from reid.cli.runs import model_name
 from reid.core.types import ReidError, Sample
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 
 def pack_command(args: argparse.Namespace) -> None:
-    """Writes a model as it is given away: half floats, without the classifier of its training identities; on request
-    with fewer branches, and with shorter embeddings by a projection that is learnt on a data set's training images.
+    """Writes a model file for distribution: half floats, without the classifier of its training identities; on request
+    with fewer branches, and with shorter embeddings by a projection fitted to a data set's training images.
     """
     from reid.models.model import load_model, save_model
 
     if Path(args.output).exists():
         raise ReidError(f"{args.output} exists already: delete it, or name another file")
     if (args.dim is None) != (args.dataset is None):
-        raise ReidError("--dim and --dataset go together: shorter embeddings are learnt on its training images")
-    model = slimmed(args, load_model(args.weights), read_data(args).train if args.dataset else ())
+        raise ReidError("--dim and --dataset go together: shorter embeddings are fitted to its training images")
+    model = reduced(args, load_model(args.weights), read_data(args).train if args.dataset else ())
     save_model(model, args.output, classifier=False, half=True)
     if "calibration" in model.card and "calibration" not in load_model(args.output).card:
         print("the calibration was of the whole floats: calibrate what was packed", file=sys.stderr)
@@ -55,7 +55,7 @@ def export_command(args: argparse.Namespace) -> None:
     from reid.models.model import load_model
 
     splits = read_data(args)
-    model = slimmed(args, load_model(args.weights), splits.train)
+    model = reduced(args, load_model(args.weights), splits.train)
     precision = args.precision or FORMATS[args.format].precisions[0]
     request = Request(args.format, precision, args.batch, args.flip)
     name = model_name(args.weights) if precision == "fp32" else f"{model_name(args.weights)}-{precision}"
@@ -106,7 +106,7 @@ def check_crops(asked: int, there: int, args: argparse.Namespace) -> None:
         )
 
 
-def slimmed(args: argparse.Namespace, model: ReidModel, train: Sequence[Sample]) -> ReidModel:
+def reduced(args: argparse.Namespace, model: ReidModel, train: Sequence[Sample]) -> ReidModel:
     """With the branches and the length of embeddings that the command asks for."""
     if args.branches:
         model = model.with_branches(args.branches)
@@ -151,7 +151,7 @@ def compile_rknn(
 def add_pack(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument("weights", metavar="MODEL", help="a trained model.safetensors")
     parser.add_argument("output", metavar="FILE", help="the file to write")
-    add_slim(parser)
+    add_projection(parser)
     add_data(parser, readers)
 
 
@@ -168,12 +168,14 @@ def add_export(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, required=True, help="for onnxruntime, OpenVINO, libtorch or Rockchip's NPU"
     )
-    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32, of rknn fp16)")
-    parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="of rknn (default: rk3588)")
-    parser.add_argument("--batch", type=batch, metavar="N|dynamic", help="images a run (default: dynamic, any number)")
-    add_slim(parser)
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32; rknn: fp16)")
+    parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="for rknn (default: rk3588)")
     parser.add_argument(
-        "--people", type=int, metavar="N", help="prove on so many of the query's people, drawn (default: all)"
+        "--batch", type=batch, metavar="N|dynamic", help="images a batch (default: dynamic, any number)"
+    )
+    add_projection(parser)
+    parser.add_argument(
+        "--people", type=int, metavar="N", help="prove on N of the query people, drawn at random (default: all)"
     )
     parser.add_argument(
         "--flip",
@@ -181,6 +183,6 @@ def add_export(parser: argparse.ArgumentParser, readers: Readers) -> None:
         help="sum the features of image and mirror image inside, as the "
         "other commands do with .safetensors; twice the work",
     )
-    parser.add_argument("--crops", type=int, metavar="N", help="of int8: training crops (default: 256, of rknn 32)")
+    parser.add_argument("--crops", type=int, metavar="N", help="for int8: training crops (default: 256; rknn: 32)")
     parser.add_argument("--output", metavar="FILE", help="(default: runs/WEIGHTS-PRECISION and the format's suffix)")
     add_data(parser, readers, "synthetic")

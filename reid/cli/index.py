@@ -199,7 +199,7 @@ def add_search(parser: argparse.ArgumentParser, readers: Readers) -> None:
         "query",
         nargs="*",
         metavar="QUERY",
-        help="images of one person, joined into one search; with --output images and folders of them, a search each",
+        help="images of one person, used as one query; with --output, images and folders, one query each",
     )
     parser.add_argument(
         "--key",
@@ -207,7 +207,7 @@ def add_search(parser: argparse.ArgumentParser, readers: Readers) -> None:
         action="append",
         default=[],
         metavar="N",
-        help="instead of QUERY an image in the gallery; may be repeated, of one person",
+        help="query by an image in the gallery, by its key; repeatable, for several of one person",
     )
     parser.add_argument("--top-k", type=int, default=10, metavar="K", help="how many images to show (default: 10)")
     parser.add_argument(

@@ -92,7 +92,7 @@ def add_seeds(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="N",
         help="run the recipe with each of these seeds, in "
-        "OUTPUT/seed-N, and tell their mean and standard deviation (default: its own seed, in "
+        "OUTPUT/seed-N, and report their mean and standard deviation (default: its own seed, in "
         "OUTPUT)",
     )
 
@@ -103,14 +103,14 @@ def add_output(parser: argparse.ArgumentParser, default: str) -> None:
 
 def add_rerank(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--rerank", action="store_true", help=what)
-    parser.add_argument("--k1", type=int, metavar="K", help="of re-ranking: neighbours (default: 20)")
-    parser.add_argument("--k2", type=int, metavar="K", help="of re-ranking: neighbours averaged over (default: 6)")
+    parser.add_argument("--k1", type=int, metavar="K", help="re-ranking: nearest neighbours considered (default: 20)")
+    parser.add_argument("--k2", type=int, metavar="K", help="re-ranking: nearest neighbours averaged (default: 6)")
     parser.add_argument(
         "--lambda",
         type=float,
         dest="lambda_",
         metavar="L",
-        help="of re-ranking: weight of the original distance, above 0 to 1 (default: 0.3)",
+        help="re-ranking: weight of the original distance, above 0 to 1 (default: 0.3)",
     )
 
 
@@ -119,7 +119,7 @@ def rerank_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {"k1": args.k1, "k2": args.k2, "lambda_": args.lambda_}
     parameters = {name: value for name, value in given.items() if value is not None}
     if parameters and not args.rerank:
-        raise ReidError("--k1, --k2 and --lambda are of re-ranking: add --rerank, or leave them out")
+        raise ReidError("--k1, --k2 and --lambda belong to re-ranking: add --rerank, or leave them out")
     return parameters
 
 
@@ -151,11 +151,11 @@ def add_preset(parser: argparse.ArgumentParser, name: str) -> None:
         type=float,
         default=0.99,
         metavar="R",
-        help="of large: the share of the nearest 10, 100 or 500 images that a search finds (default: 0.99)",
+        help="large: the share of the nearest 10, 100 or 500 images that a search finds (default: 0.99)",
     )
 
 
-def add_slim(parser: argparse.ArgumentParser) -> None:
+def add_projection(parser: argparse.ArgumentParser) -> None:
     def parts(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
@@ -163,12 +163,12 @@ def add_slim(parser: argparse.ArgumentParser) -> None:
         "--branches",
         type=parts,
         metavar="1,2",
-        help="keep only the branches of so many parts, which are smaller, faster and find less (default: all)",
+        help="keep only the MGN branches with these numbers of parts: faster, less accurate (default: all)",
     )
     parser.add_argument(
         "--dim",
         type=int,
         metavar="N",
-        help="shorten embeddings to N values, by a projection learnt "
-        "on the training images of --dataset (default: all values)",
+        help="shorten embeddings to N values, by a PCA projection fitted "
+        "to the training images of --dataset (default: all values)",
     )

@@ -100,7 +100,7 @@ class ReidModel(nn.Module):
                 f"the model's branches are of {', '.join(str(b[0]) for b in table)} parts, not "
                 f"{', '.join(map(str, absent)) or 'none'}"
             )
-        return self._slimmed(branches=[branch for branch in table if branch[0] in parts])
+        return self._smaller(branches=[branch for branch in table if branch[0] in parts])
 
     def with_projection(self, matrix: Tensor) -> ReidModel:
         """A model whose embeddings are this one's times a matrix (D, fewer), without classifier; it has a fingerprint
@@ -110,16 +110,16 @@ class ReidModel(nn.Module):
             raise ReidError(
                 f"the model ends in a projection to {self.dimension} values: give the model that it was made from"
             )
-        slim = self._slimmed(projection=matrix.shape[1])
-        assert slim.projection is not None
-        slim.projection.copy_(matrix)
-        return slim
+        smaller = self._smaller(projection=matrix.shape[1])
+        assert smaller.projection is not None
+        smaller.projection.copy_(matrix)
+        return smaller
 
-    def _slimmed(self, **changes: Any) -> ReidModel:
+    def _smaller(self, **changes: Any) -> ReidModel:
         card = {key: value for key, value in self.card.items() if key not in ("calibration", "scores")}
-        slim = ReidModel(card | {"architecture": self.card["architecture"] | changes, "num_classes": 0})
-        slim.start_from(self, "the model")
-        return slim.eval()
+        smaller = ReidModel(card | {"architecture": self.card["architecture"] | changes, "num_classes": 0})
+        smaller.start_from(self, "the model")
+        return smaller.eval()
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """RGB (B, 3, H, W), uint8 or [0, 1] -> zero mean, unit variance by the card."""

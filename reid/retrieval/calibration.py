@@ -1,4 +1,4 @@
-"""When to answer "nobody", and how sure an answer is: learnt from people that the model was not trained on.
+"""When to answer "nobody", and how sure an answer is: estimated from people that the model was not trained on.
 
 calibration = calibrate(features, pids, camids, fingerprint=embedder.fingerprint, dataset="market1501")
 calibration.threshold(0.01, gallery_size=20_000)  # the score that 1 % of the searches for absent people reach
@@ -36,7 +36,7 @@ _NESTED = {"knots": 1, "probabilities": 1, "sizes": 1, "rates": 1, "thresholds":
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` learnt. It holds for embeddings of the one model, and for people and cameras like its own."""
+    """What `calibrate` found. It holds for embeddings of the one model, and for people and cameras like its own."""
 
     fingerprint: str  # of the model
     dataset: str
@@ -204,7 +204,7 @@ def achieved(
     The interval is that of the people who are searched for (`reid.retrieval.bootstrap`). It is too narrow where it
     rests on fewer
     than about ten people with a false accept. It holds neither who is enrolled nor the error of the threshold, which
-    is learnt from people too: learnt from few, the asked rate is outside more often than 1 time in 20.
+    is an estimate from people, too: from few, the asked rate is outside more often than 1 time in 20.
 
     Raises ReidError on shapes that do not fit, fewer than 4 people, and as `Calibration.threshold` does.
     """
@@ -237,10 +237,10 @@ def check(
     are left out. Raises ReidError as `calibrate` and `achieved` do.
     """
     people = np.unique(pids[pids > 0])
-    learnt = np.isin(pids, np.random.default_rng(seed).permutation(people)[: len(people) // 2])
+    fitted = np.isin(pids, np.random.default_rng(seed).permutation(people)[: len(people) // 2])
     of = {"fingerprint": fingerprint, "dataset": dataset}
-    calibration = calibrate(features[learnt], pids[learnt], camids[learnt], **of, seed=seed)
-    rest = ~learnt & (pids > 0)
+    calibration = calibrate(features[fitted], pids[fitted], camids[fitted], **of, seed=seed)
+    rest = ~fitted & (pids > 0)
     size = int(rest.sum())  # larger than what is searched: a rate that is allowed here is allowed there
     return {
         rate: achieved(calibration, features[rest], pids[rest], rate, seed=seed)
