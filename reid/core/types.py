@@ -28,6 +28,9 @@ class Sample(NamedTuple):
     camid: int  # camera as the file name counts it: "c1" is 1
 
 
+FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}  # of Market-1501, by split
+
+
 class Splits(NamedTuple):
     """A data set as its protocol divides it. Every list is sorted by path."""
 
