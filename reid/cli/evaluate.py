@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.cli.data import check_images, ids_of, read_data, refuse_or_tell
+from reid.cli.data import check_images, check_scorable, ids_of, of_any_camera, read_data, refuse_or_tell
 from reid.cli.options import add_common, add_data, add_data_root, add_output, add_rerank, rerank_options
 from reid.cli.readers import Readers
 from reid.cli.runs import RunFile, label_of, load_embedder, model_name, run_lock, run_of
@@ -45,12 +45,17 @@ def evaluate_command(args: argparse.Namespace) -> None:
             if method.distractors:
                 added = args.readers.distractors(splits)
                 splits = splits._replace(gallery=[*splits.gallery, *added], official_split=None)
+            if method.same_camera:
+                splits = of_any_camera(splits)
+            check_scorable(splits)
             if single and args.output:
                 output = embedded = Path(args.output)
             else:
                 embedded = Path(args.output or "runs") / f"evaluate-{label_of(splits)}-{name}"
                 output = embedded.with_name(embedded.name + method.suffix)
-            scores = evaluate_one(weights, splits, method, output, output if method.distractors else embedded, args)
+            scores = evaluate_one(
+                weights, splits, method, output, output if method.distractors or method.same_camera else embedded, args
+            )
             rows[-1].append(f"{scores.rank1:.1%} / {scores.mAP:.1%}")
     if not single:
         print("\n" + aligned_table(("Rank-1 / mAP", *args.dataset), rows))
@@ -153,7 +158,10 @@ def read_method(args: argparse.Namespace) -> Method:
         raise ReidError("--alpha and --expand-gallery are of the expansion: add --query-expansion K, or leave them out")
     if args.alpha is not None:
         parameters["alpha"] = args.alpha
+    if args.same_camera and args.multi_query:
+        raise ReidError("--multi-query joins the images that --same-camera asks for: leave one out")
     return Method(
+        same_camera=args.same_camera,
         distractors=args.distractors,
         multi_query=args.multi_query,
         expand=args.query_expansion,
@@ -286,6 +294,11 @@ def add_evaluate(parser: argparse.ArgumentParser, readers: Readers) -> None:
         metavar="FILE",
         required=True,
         help="trained model.safetensors, one or more; with several of these or of data sets a table of all is printed",
+    )
+    parser.add_argument(
+        "--same-camera",
+        action="store_true",
+        help="count images by the query's own camera, too: for data of one camera, or where views of one camera matter",
     )
     parser.add_argument(
         "--distractors",

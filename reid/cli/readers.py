@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from reid.core.own_images import read_own_images
 from reid.core.types import ReidError, Sample, Splits
 
 
@@ -36,11 +35,13 @@ class Readers(Protocol):
 class OwnImages:
     """One's own images alone, as the installed command reads them: the checkout's `datasets` has the benchmarks."""
 
-    DATASETS: Mapping[str, Any] = {"folder": read_own_images}
+    DATASETS: Mapping[str, Any] = {"folder": None}
 
     def read(self, name: str, root: str | os.PathLike[str]) -> Splits:
         if name not in self.DATASETS:
             raise _elsewhere(f"the data set {name}")
+        from reid.core.own_images import read_own_images  # not above: it takes longer than `gallery info`
+
         return read_own_images(root)
 
     def distractors(self, splits: Splits) -> list[Sample]:

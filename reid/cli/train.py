@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.cli.data import check_images, check_name, read_data
+from reid.cli.data import check_images, check_name, check_scorable, read_data
 from reid.cli.evaluate import embed_splits, report, score
 from reid.cli.options import add_common, add_data, add_output, add_recipe, add_seeds, add_training
 from reid.cli.readers import Readers
@@ -57,6 +57,7 @@ def main_job(args: argparse.Namespace, splits: Splits, config: Config | None, ou
         if config is None:
             splits = check_images(splits, output, args.skip_bad, ("query", "gallery"))
         else:
+            check_scorable(splits)
             splits, trained = train_on(splits, config, output, args)
             weights = trained.path
         if not first_process():

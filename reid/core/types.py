@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 JUNK = -1  # pid of a gallery image that the protocol ignores (a bad box of somebody)
+ANY_CAMERA = -1  # camid of a query that images by its own camera may answer
 DISTRACTOR = 0  # pid of a gallery image that is nobody of the query set: always a wrong answer
 
 
