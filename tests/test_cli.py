@@ -20,6 +20,7 @@ import run_reid
 from datasets import synthetic
 from reid import cli
 from reid.cli import runs, train
+from reid.cli.data import check_images
 from reid.gallery import Gallery
 from reid.models.embedder import Embedder
 from reid.models.model import load_model
@@ -768,3 +769,70 @@ def test_evaluates_on_real_people(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert (metrics["num_query"], metrics["num_gallery"], metrics["num_query_without_match"]) == (800, 3085, 3)
     assert metrics["official_split"] is False
     assert "not the official split" in (tmp_path / "real/report.md").read_text(encoding="utf-8")
+
+
+def test_what_is_broken_in_an_output_is_made_anew_or_one_line(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    words = ["evaluate", "--data-root", str(root), "--weights", str(run / "model.safetensors"), "--output", str(output)]
+    output.mkdir()
+    (output / ".run.json.123.partial").write_text("half")
+    assert run_reid.main(words) == 0, "what a killed run left of run.json is no other file"
+    assert not list(output.rglob("*.partial"))
+    scores = (output / "scores.txt").read_text()
+    features = np.load(output / "features/query.npy")
+    features[0] = -features[0]
+    np.save(output / "features/query.npy", features)
+    (output / "features/gallery.json").write_bytes(b"[]")
+    assert run_reid.main(words) == 0
+    assert (output / "scores.txt").read_text() == scores
+    splits = datasets.read("synthetic", root)
+    whole = (output / "images.json").read_text()
+    for broken in (b"", b"[]", b"{}", b"null", b"\xff", b"[" * 100_000, whole.replace("{}", "5").encode()):
+        (output / "images.json").write_bytes(broken)
+        assert check_images(splits, output, False, ("query", "gallery")) == splits
+        assert (output / "images.json").read_text() == whole
+    damaged = [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"recipe": []}']
+    for broken in (*damaged, b'{"recipe": null, "embed_images_per_second": "fast"}'):
+        (output / "run.json").write_bytes(broken)
+        assert "run.json is damaged" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"epoch": 1, "step": 1, "images": 1, "lr": 1}']
+)
+def test_a_broken_history_is_one_line(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: bytes
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/metrics.json").unlink()
+    (tmp_path / "run/history.jsonl").write_bytes(line + b"\n")
+    words = ["--data-root", root, "--output", tmp_path / "run", *FAST]
+    assert "history.jsonl, line 1 is damaged" in refused(capsys, *words)
+
+
+def test_data_of_one_camera_are_refused_before_training_and_scored_on_request(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["path,pid,camid"]
+    for number, sample in enumerate(datasets.read("synthetic", root).gallery[:24]):
+        rows.append(f"{sample.path},p{number // 4},1")
+    table = tmp_path / "one.csv"
+    table.write_text("\n".join(rows) + "\n")
+    data = ["--dataset", "folder", "--data-root", table]
+    told = refused(capsys, *data, "--output", tmp_path / "main", *FAST)
+    assert "cannot be scored" in told and "--same-camera" in told
+    assert not (tmp_path / "main/model.safetensors").exists() and not (tmp_path / "main/history.jsonl").exists()
+    words = ["evaluate", *data, "--weights", run / "model.safetensors", "--output", tmp_path / "scored"]
+    assert "--same-camera" in refused(capsys, *words)
+    assert "leave one out" in refused(capsys, *words, "--same-camera", "--multi-query", "mean")
+    assert run_reid.main([str(word) for word in (*words, "--same-camera")]) == 0
+    splits = datasets.read("folder", table)
+    query, gallery = (np.load(tmp_path / f"scored/features/{name}.npy") for name in ("query", "gallery"))
+    assert len(query) == len(splits.query) and len(gallery) == len(splits.gallery)
+    right = 0
+    for sample, row in zip(splits.query, query, strict=True):
+        right += splits.gallery[int(np.argmax(gallery @ row))].pid == sample.pid
+    told_scores = json.loads((tmp_path / "scored/metrics.json").read_text())
+    assert told_scores["rank1"] == pytest.approx(right / len(query))

@@ -1073,7 +1073,7 @@ def test_of_two_who_make_a_gallery_one_is_told_of_the_other(tmp_path: Path, monk
         filled(path)
         return "0" * 64
 
-    monkeypatch.setattr(reid.gallery.folder.gallery, "_copy_model", meanwhile)
+    monkeypatch.setattr(reid.gallery.folder.gallery, "copy_model", meanwhile)
     with pytest.raises(ReidError, match="another process made one there meanwhile"):
         create(path, model=model)
     assert len(Gallery.open(path)) == 20 and sorted(p.name for p in tmp_path.iterdir()) == ["g", "m.safetensors"]

@@ -14,9 +14,9 @@ import numpy as np
 from reid.cli.options import add_data
 from reid.cli.readers import Readers
 from reid.cli.runs import first_process
-from reid.core.files import some, write_json
+from reid.core.files import read_object, some, write_json
 from reid.core.images import find_bad, find_images
-from reid.core.types import ReidError, Sample, Splits
+from reid.core.types import ANY_CAMERA, ReidError, Sample, Splits
 
 
 def check_names(args: argparse.Namespace) -> list[str]:
@@ -107,6 +107,38 @@ def _without(splits: Splits, kept: Set[str], warnings: list[str]) -> Splits:
     )
 
 
+def check_scorable(splits: Splits) -> None:
+    """Raises ReidError where no query has a match by the protocol: before hours of training, not after."""
+    if not splits.query or not splits.gallery:
+        raise ReidError(
+            f"{splits.name} cannot be scored: it has {len(splits.query)} query and {len(splits.gallery)} gallery "
+            "images; give both, or use train, which scores nothing"
+        )
+    cameras: dict[int, set[int]] = {}
+    for sample in splits.gallery:
+        cameras.setdefault(sample.pid, set()).add(sample.camid)
+    if any(cameras.get(query.pid, set()) - {query.camid} for query in splits.query):
+        return
+    shared = any(query.pid in cameras for query in splits.query)
+    why = "the same person by another camera" if shared else "the same person"
+    advice = "evaluate --same-camera counts the query's own camera, too" if shared else "see check-data"
+    raise ReidError(
+        f"{splits.name} cannot be scored: none of its {len(splits.query)} queries has a gallery image of {why}; "
+        f"{advice}, and train scores nothing"
+    )
+
+
+def of_any_camera(splits: Splits) -> Splits:
+    """The same splits where each query is by no camera of the gallery (ANY_CAMERA), so that its own camera's images
+    count; the query images themselves are no gallery then."""
+    asked = {sample.path for sample in splits.query}
+    return splits._replace(
+        query=[sample._replace(camid=ANY_CAMERA) for sample in splits.query],
+        gallery=[sample for sample in splits.gallery if sample.path not in asked],
+        official_split=False if splits.official_split else splits.official_split,
+    )
+
+
 def check_images(
     splits: Splits, output: Path, skip_bad: bool, names: Sequence[str] = ("train", "query", "gallery")
 ) -> Splits:
@@ -117,10 +149,10 @@ def check_images(
     record = output / "images.json"
     of = identity(paths)
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        known = read_object(record)
+    except (FileNotFoundError, ReidError):
         known = {}
-    if known.get("of") != of:
+    if known.get("of") != of or not isinstance(known.get("bad"), dict):
         known = {"of": of, "bad": find_bad(paths)}
         write_json(record, known)
     bad = known["bad"]

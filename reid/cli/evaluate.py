@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.cli.data import check_images, ids_of, read_data, read_sets, refuse_or_tell
+from reid.cli.data import check_images, check_scorable, ids_of, of_any_camera, read_data, read_sets, refuse_or_tell
 from reid.cli.options import add_common, add_data, add_datasets, add_output, add_rerank, rerank_options
 from reid.cli.readers import Readers
 from reid.cli.runs import RunFile, label_of, load_embedder, model_name, run_lock, run_of
@@ -42,6 +42,10 @@ def evaluate_command(args: argparse.Namespace) -> None:
             name: splits._replace(gallery=[*splits.gallery, *args.readers.distractors(splits)], official_split=None)
             for name, splits in sets.items()
         }
+    if method.same_camera:
+        sets = {name: of_any_camera(splits) for name, splits in sets.items()}
+    for splits in sets.values():
+        check_scorable(splits)
     single = len(names) == len(sets) == 1
     rows = []
     for name, weights in names.items():
@@ -52,7 +56,9 @@ def evaluate_command(args: argparse.Namespace) -> None:
             else:
                 embedded = Path(args.output or "runs") / f"evaluate-{label_of(splits, dataset)}-{name}"
                 output = embedded.with_name(embedded.name + method.suffix)
-            scores = evaluate_one(weights, splits, method, output, output if method.distractors else embedded, args)
+            scores = evaluate_one(
+                weights, splits, method, output, output if method.distractors or method.same_camera else embedded, args
+            )
             rows[-1].append(f"{scores.rank1:.1%} / {scores.mAP:.1%}")
     if not single:
         print("\n" + aligned_table(("Rank-1 / mAP", *sets), rows))
@@ -155,7 +161,10 @@ def read_method(args: argparse.Namespace) -> Method:
         raise ReidError("--alpha and --expand-gallery need --query-expansion K: add it, or leave them out")
     if args.alpha is not None:
         parameters["alpha"] = args.alpha
+    if args.same_camera and args.multi_query:
+        raise ReidError("--multi-query joins the images that --same-camera asks for: leave one out")
     return Method(
+        same_camera=args.same_camera,
         distractors=args.distractors,
         multi_query=args.multi_query,
         expand=args.query_expansion,
@@ -280,6 +289,11 @@ def add_evaluate(parser: argparse.ArgumentParser, readers: Readers) -> None:
         metavar="FILE",
         required=True,
         help="trained model.safetensors, one or more; with several of these or of data sets a table of all is printed",
+    )
+    parser.add_argument(
+        "--same-camera",
+        action="store_true",
+        help="count images by the query's own camera, too: for data of one camera, or where views of one camera matter",
     )
     parser.add_argument(
         "--distractors",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.cli.data import all_of, check_names, check_sets, read_sets
+from reid.cli.data import all_of, check_names, check_scorable, check_sets, read_sets
 from reid.cli.evaluate import embed_splits, report, score
 from reid.cli.options import add_common, add_datasets, add_output, add_recipe, add_seeds, add_training
 from reid.cli.readers import Readers
@@ -60,6 +60,8 @@ def main_job(args: argparse.Namespace, sets: Mapping[str, Splits], config: Confi
         if config is None:
             sets = check_sets(sets, output, args.skip_bad, ("query", "gallery"))
         else:
+            for splits in sets.values():
+                check_scorable(splits)
             sets, trained = train_on(sets, config, output, args)
             weights = trained.path
         if not first_process():

@@ -243,6 +243,11 @@ def open_table(path: str | os.PathLike[str]) -> TextIO:
     return io.TextIOWrapper(open_regular(path, at_most=MAX_TABLE_BYTES), "utf-8-sig", newline="")
 
 
+def absolute(root: str | os.PathLike[str]) -> Path:
+    """`root` without "~" and ".."; links stay as named."""
+    return Path(os.path.abspath(Path(root).expanduser()))
+
+
 def some(names: Sequence[str], shown: int = 3) -> str:
     """The first few names, and how many more there are.
 

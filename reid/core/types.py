@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 JUNK = -1  # pid of a gallery image that the protocol ignores (a bad box of somebody)
+ANY_CAMERA = -1  # camid of a query that images by its own camera may answer
 DISTRACTOR = 0  # pid of a gallery image that is nobody of the query set: always a wrong answer
 
 
@@ -26,6 +27,9 @@ class Sample(NamedTuple):
     path: str  # of the image file
     pid: int  # person: > 0 somebody, DISTRACTOR, or JUNK
     camid: int  # camera as the file name counts it: "c1" is 1
+
+
+FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}  # of Market-1501, by split
 
 
 class Splits(NamedTuple):

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from reid.core.files import atomic_file
 from reid.core.images import open_image
-from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
+from reid.core.types import ANY_CAMERA, DISTRACTOR, JUNK, ReidError, Sample, Splits
 from reid.report.fonts import in_a_font
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int
         badge = _badge(tile.right)
         sheet.paste(badge, (left + TILE_W - badge.width, top), badge)
     score = "" if tile.score is None else f"{tile.score:.2f}"
-    camera = "" if tile.camid is None else f"c{tile.camid}"
+    camera = "" if tile.camid in (None, ANY_CAMERA) else f"c{tile.camid}"
     person = "" if tile.pid is None else _NOBODY.get(tile.pid, f"pid {tile.pid}")
     lines = [(heading, top - TEXT_LINE, PALE_INK), (f"{score}  {camera}".strip(), top + TILE_H + 1, INK)]
     lines.append((person, top + TILE_H + 1 + TEXT_LINE, PALE_INK))

@@ -20,6 +20,7 @@ POOLS = ("mean", "max")
 class Method:
     """How query and gallery are compared, beyond the cosine similarity of one image with another."""
 
+    same_camera: bool = False  # images by the query's own camera count, too
     distractors: bool = False  # the gallery holds the data set's further images of nobody
     multi_query: str | None = None  # one of POOLS
     expand: int = 0  # nearest gallery images that a query is joined with; 0: none
@@ -32,6 +33,8 @@ class Method:
 
     def __str__(self) -> str:
         parts = ["cosine similarity"]
+        if self.same_camera:
+            parts.append("images by the query's own camera count")
         if self.distractors:
             parts.append("further distractors in the gallery")
         if self.multi_query:
@@ -48,6 +51,7 @@ class Method:
     def suffix(self) -> str:
         """For the name of a folder: "-multi-query-rerank", or nothing for cosine similarity alone."""
         used = {
+            "same-camera": self.same_camera,
             "distractors": self.distractors,
             "multi-query": bool(self.multi_query),
             "expansion": bool(self.expand),

@@ -214,12 +214,29 @@ class Training(ABC):
         if not self.history_file.exists():
             return []
         rows = []
-        for line in self.history_file.read_text(encoding="utf-8").splitlines():
+        lines = self.history_file.read_bytes().splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:  # the last line of a run that was killed while it wrote it
-                break
+                row = json.loads(line)
+                if not all(isinstance(row[key], kind) for key, kind in _ROW.items()):
+                    raise ValueError("of other values")
+            except (ValueError, TypeError, KeyError, RecursionError):
+                if number == len(lines) and not line.endswith(b"\n"):  # a killed run was writing it
+                    break
+                raise ReidError(
+                    f"{self.history_file}, line {number} is damaged: delete the line, or give another --output"
+                ) from None
+            rows.append(row)
         return rows
+
+
+_ROW: dict[str, Any] = {  # of history.jsonl, what is used of it
+    "epoch": int,
+    "step": int,
+    "loss": float | int,
+    "losses": dict,
+    "images_per_second": float | int,
+}
 
 
 def amp_type(precision: str, device: torch.device) -> torch.dtype | None:

@@ -66,9 +66,9 @@ class FolderGallery(Gallery):
 
     def __init__(self, path: Path, *, wait: float = 10.0) -> None:
         """Use `create` or `open`."""
-        self.path, self.place = path, str(path)
+        self.path, self.place = Path(os.path.abspath(path)), str(path)  # it stays there when the program moves
         self._manifest = read_manifest(path)
-        self._database = Database(path, self._manifest.dimension, wait)
+        self._database = Database(self.path, self._manifest.dimension, wait)
         self._indexed: tuple[int, int, Indexed | None] | None = None  # of which index and state
 
     @classmethod
