@@ -139,7 +139,7 @@ def test_a_model_carries_the_terms_of_its_data_and_the_report_prints_them(joint)
 def test_what_is_made_from_such_a_model_carries_them_too(joint, paths, tiny, tmp_path):
     samples = [Sample(path, int(Path(path).name[:4]), int(Path(path).name[6])) for path in paths]
     model = joint / "model.safetensors"
-    for changes in (dict(pretrained=model, branches=[[1, 2]]), dict(teacher=model, distill=1.0)):
+    for changes in (dict(pretrained=model, branches=[[1, 2]], pool="avg"), dict(teacher=model, distill=1.0)):
         config = tiny(p=4, epochs=0, **changes)
         made = training.train(
             samples, config, tmp_path / next(iter(changes)), terms={"mine": "Ask me."}, progress=False
