@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reid.core.types import ReidError
-from reid.models import checkpoint, heads
+from reid.models import checkpoint, foreign, heads
 from reid.models.backbones import BackboneFactory
 
 
@@ -26,7 +26,8 @@ class ReidModel(nn.Module):
 
     card: what a saved model says of itself; "architecture", "input_size" (height, width), "mean" and "std" (RGB, of
     pixels in [0, 1]) and "num_classes" build it, the rest (recipe, data, scores, git revision) describes it. An
-    architecture with "projection" has a matrix (features x values, projection) at its end, which nothing trains.
+    architecture with "foreign" is a network of another program, and one with "projection" has a matrix (features x
+    values, projection) at its end, which nothing trains.
     weights: of the whole backbone, to start from.
     """
 
@@ -38,8 +39,11 @@ class ReidModel(nn.Module):
         super().__init__()
         self.card = card
         shape = card["architecture"]
-        source = BackboneFactory(shape["backbone"], weights)
-        self.head = heads.make(shape.get("head", heads.FIRST), source, card["num_classes"], shape)
+        if "foreign" in shape:
+            self.head: Any = foreign.build(shape["foreign"])
+        else:
+            source = BackboneFactory(shape["backbone"], weights)
+            self.head = heads.make(shape.get("head", heads.FIRST), source, card["num_classes"], shape)
         self.register_buffer("mean", torch.tensor(card["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card["std"]).view(1, 3, 1, 1), persistent=False)
         values, kept = len(self.head.names) * self.head.dim, shape.get("projection")
