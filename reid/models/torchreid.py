@@ -33,7 +33,7 @@ def network(name: str, num_classes: int) -> nn.Module:
     """torchreid's network of that name, one of `networks()`, with random weights. Nothing is downloaded. In evaluation
     mode it gives the features before its classifiers: normalised RGB (B, 3, H, W) -> (B, D)."""
     made: nn.Module = _factory()[{"nasnetamobile": "nasnsetmobile"}.get(name, name)](
-        num_classes=num_classes, loss="softmax", pretrained=False
+        num_classes=num_classes, loss="softmax", pretrained=False, use_gpu=False
     )
     return made
 
