@@ -162,6 +162,11 @@ def multiply_adds(model: ReidModel) -> int:
     return counter.get_total_flops() // 2
 
 
+def size_of(model: ReidModel) -> dict[str, int]:
+    """ "parameters" of the network as saved and "multiply_adds" of one image."""
+    return {"parameters": sum(p.numel() for p in model.parameters()), "multiply_adds": multiply_adds(model)}
+
+
 def _embed_blank(model: ReidModel) -> None:
     training = model.training
     try:
