@@ -1,8 +1,8 @@
-"""ONNX and OpenVINO files of other programs, made into files of this program's kind: RGB uint8 pixels in, unit length out.
+"""ONNX files of other programs, made into files of this program's kind: RGB uint8 pixels in, unit length out.
 
-    taken = Taken(channels="BGR", low=0, high=255)
-    adopted = adopt(Path("theirs.onnx"), taken)      # asks, by ReidError, for what neither says
-    adopted.save(Path("model.onnx"), card)
+    taken = Taken(channels="BGR", range="0-255", mean=(0, 0, 0), std=(1, 1, 1))
+    network = Network(Path("theirs.onnx"), taken)    # asks, by ReidError, for what neither says
+    made = network.wrapped(taken)                    # the ONNX model, for reid.export.onnx.save with `card_of` it
 
 What the network wants of its pixels (layout, order of channels, range, mean and deviation) becomes part of the graph,
 before it; the mirror image and the length of the embedding after it. So whatever reads exports reads these.
@@ -125,14 +125,14 @@ class Network:
         wide = [size for size in found.shape[1:] if size != 1]
         if found.ndim < 2 or found.shape[0] != batch or len(wide) != 1 or found.dtype.kind != "f":
             raise ReidError(
-                f"{self.path} gives {found.dtype} {found.shape} of {batch} image{'s' * (batch > 1)}: expected one vector "
-                "an image, so it is no re-identification network, or --vector names another output"
+                f"{self.path} gives {found.dtype} {found.shape} of {batch} image{'s' * (batch > 1)}: expected one "
+                "vector an image, so it is no re-identification network, or --vector names another output"
             )
         return wide[0]
 
     def wrapped(self, taken: Taken) -> Any:
-        """The ONNX model of this program's kind: PIXELS (B, H, W, 3) uint8 -> EMBEDDING (B, D) of unit length. Its batch
-        is free where the network computes the same of one image and of several."""
+        """The ONNX model of this program's kind: PIXELS (B, H, W, 3) uint8 -> EMBEDDING (B, D) of unit length. Its
+        batch is free where the network computes the same of one image and of several."""
         fixed = self._wrap(taken, self.batch)
         if self.batch is None:
             return fixed
@@ -226,9 +226,7 @@ class Network:
 def sizes(path: Path, dims: list[int | None], taken: Taken) -> tuple[int | None, str, tuple[int, int]]:
     """(batch, layout, (height, width)) of an image input, by its dimensions (None: free) and what the user says."""
     if len(dims) != 4:
-        raise ReidError(
-            f"{path} takes an input of {len(dims)} dimensions: expected an image, (B, 3, H, W) or (B, H, W, 3)"
-        )
+        raise ReidError(f"{path} takes {shown(dims)}: expected images, (B, 3, H, W) or (B, H, W, 3)")
     fits = [layout for layout, axis in (("NCHW", 1), ("NHWC", 3)) if dims[axis] in (3, None)]
     named = [layout for layout, axis in (("NCHW", 1), ("NHWC", 3)) if dims[axis] == 3]
     layout = taken.layout or (named[0] if len(named) == 1 else None)
@@ -271,8 +269,8 @@ def _free_batch(made: Any, input: str, batch: int | None, reshapes: bool) -> Non
 
 
 def size_of(made: Any) -> dict[str, int | None]:
-    """ "parameters" of the network and "multiply_adds" of one image: convolutions, and products of matrices with weights.
-    These are None where the shapes cannot be worked out."""
+    """How large it is: "parameters", and "multiply_adds" of one image in convolutions and in products of matrices with
+    weights, None where the shapes cannot be worked out."""
     onnx = need("onnx")
     shapes = {tensor.name: list(tensor.dims) for tensor in made.graph.initializer}
     parameters = sum(math.prod(shape) for shape in shapes.values() if shape)

@@ -163,7 +163,7 @@ def multiply_adds(model: ReidModel) -> int:
 
 
 def size_of(model: ReidModel) -> dict[str, int]:
-    """ "parameters" of the network as saved and "multiply_adds" of one image."""
+    """How large it is: "parameters", and "multiply_adds" of one image."""
     return {"parameters": sum(p.numel() for p in model.parameters()), "multiply_adds": multiply_adds(model)}
 
 
