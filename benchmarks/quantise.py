@@ -34,7 +34,7 @@ LADDER = {
     "onnx int8: a scale a layer": Request("onnx", "int8", steps=Steps(False, None, False)),
     "+ a scale a channel": Request("onnx", "int8", steps=Steps(True, None, False)),
     "+ ranges to the percentile 99.999": Request("onnx", "int8", steps=Steps(mended=False)),
-    "+ mended biases": Request("onnx", "int8"),
+    "+ bias correction": Request("onnx", "int8"),
     "openvino fp32": Request("openvino"),
     "openvino fp16": Request("openvino", "fp16"),
     "openvino int8": Request("openvino", "int8"),

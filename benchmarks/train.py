@@ -97,7 +97,7 @@ def limit(
     torch.manual_seed(config.seed)
     model = ReidModel(make_card(as_dict(config), len(classes))).to(device).train()
     if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     else:
         pixels = pixels.contiguous()
     network: Any = torch.nn.parallel.DistributedDataParallel(model) if world.size > 1 else model

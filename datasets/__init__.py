@@ -17,7 +17,7 @@ suffixes in capitals or twice (`.jpg.jpg`); what is no image (readme.txt, Thumbs
     synthetic            people that the program draws
 
 A new data set is a module with `read(root: Path) -> Splits` and a line in `DATASETS`; official counts, where there
-are any, a line in `OFFICIAL`.
+are any, a line in `OFFICIAL`. Where its authors say on which terms it may be used, the splits hold that.
 """
 
 from __future__ import annotations

@@ -11,10 +11,8 @@ from pathlib import Path
 from datasets import parse
 from reid.core.types import Splits
 
-WITHDRAWN = (
-    "DukeMTMC-reID was withdrawn by its authors in 2019 over consent; "
-    "this reader is only for those who hold it lawfully"
-)
+TERMS = "DukeMTMC-reID was withdrawn by its authors in 2019 over consent"
+WITHDRAWN = f"{TERMS}; this reader is only for those who hold it lawfully"
 
 LAYOUT = parse.Layout(
     name="dukemtmc",
@@ -30,6 +28,7 @@ LAYOUT = parse.Layout(
         "gallery": parse.Count(17661, 1110),
     },
     notice=WITHDRAWN,
+    terms=TERMS,
 )
 
 

@@ -2,7 +2,7 @@
 
 In the gallery pid 0 is a distractor, pid -1 junk. Counts: the data set's own description; the gallery's cameras as
 counted in the authors' archive. Beside the three folders may lie images/, 500,000 more distractors, and gt_bbox/,
-hand-drawn boxes of the query persons for multi-query evaluation.
+hand-drawn boxes of the query persons for multi-query evaluation. The terms are a sentence of the archive's readme.txt.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ LAYOUT = parse.Layout(
             19732, 750, parse.per_camera(3156, 2944, 3803, 1671, 3814, 4344), distractors=2798, junk=3819
         ),
     },
+    terms="This dataset should be used for research only. Please DO NOT distribute or use it for commercial purpose.",
     more={"distractors": "images", "multi_query": "gt_bbox"},
 )
 

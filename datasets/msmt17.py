@@ -37,7 +37,8 @@ _FOLDERS = ("MSMT17_V1", "MSMT17_V2", "MSMT17", "msmt17")
 _VERSIONS = {1: {"train": "train", "test": "test"}, 2: {"train": "mask_train_v2", "test": "mask_test_v2"}}
 _IMAGE = re.compile(r"(?P<folder>\d{4})/(?P<pid>\d{4})_\d{1,9}_(?P<camid>\d{2})_[A-Za-z0-9_]+")
 _LINE = "0000/0000_000_01_0303morning_0008_0.jpg 0"
-_OBTAIN = "MSMT17 is given by its authors, for research, to those who ask them: unpack it and name its folder"
+TERMS = "MSMT17 is given by its authors, for research, to those who ask them"
+_OBTAIN = f"{TERMS}: unpack it and name its folder"
 
 
 class _Found(NamedTuple):
@@ -73,7 +74,7 @@ def read(root: Path) -> Splits:
         for name in names:
             samples += _read_list(found.root / name, found.folders[side], side, read_already)
         lists[split] = sorted(samples)
-    splits = Splits(NAME, str(found.root), lists["train"], lists["query"], lists["gallery"], None, warnings)
+    splits = Splits(NAME, str(found.root), lists["train"], lists["query"], lists["gallery"], None, warnings, TERMS)
     differences = parse.compare(splits, OFFICIAL)
     return splits._replace(official_split=not differences, warnings=warnings + differences)
 

@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reid.core.files import absolute as absolute
 from reid.core.files import some as some
-from reid.core.images import SUFFIXES, is_image, list_folder
+from reid.core.images import is_image, list_folder
+from reid.core.images import stem as stem
 from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
+from reid.core.types import FOLDERS as FOLDERS
 
-_SUFFIXES = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})+$", re.IGNORECASE)  # as in Market-1501 also .jpg.jpg
 _PID_AND_CAMERA = re.compile(r"(?P<pid>-?\d{1,9})_c(?P<camid>\d{1,9})(?!\d)")  # what any Market-like name tells
 _CHOOSE_FOLDER = "one's own images are read as the data set folder"
-FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Layout:
     obtain: str  # how one comes by the data set
     official: Mapping[str, Count] = field(default_factory=dict)  # split -> count; empty where none are published
     notice: str = ""  # said aloud on every read
+    terms: str = ""  # on which it may be used, in its authors' words where they gave any
     more: Mapping[str, str] = field(default_factory=dict)  # "distractors", "multi_query" -> folder, which may be absent
 
 
@@ -93,7 +95,7 @@ def read_found(layout: Layout, found: Path) -> Splits:
             warnings.append(
                 f"{layout.name}: left out {dropped} images of {FOLDERS[split]} that are nobody's (pid <= 0)"
             )
-    splits = Splits(layout.name, str(found), persons["train"], persons["query"], gallery, None, warnings)
+    splits = Splits(layout.name, str(found), persons["train"], persons["query"], gallery, None, warnings, layout.terms)
     if not layout.official:
         return splits
     differences = compare(splits, layout.official)
@@ -158,20 +160,6 @@ def seen(root: str | os.PathLike[str]) -> str:
         return " (an empty folder)"
     own = {"query", "gallery"} <= set(names) or any(name.lower().endswith(".csv") for name in names)
     return f" (which holds {some(names)}{'; ' + _CHOOSE_FOLDER if own else ''})"
-
-
-def absolute(root: str | os.PathLike[str]) -> Path:
-    """`root` without "~" and ".."; links stay as named."""
-    return Path(os.path.abspath(Path(root).expanduser()))
-
-
-def stem(name: str) -> str:
-    """`name` without the suffixes of an image.
-
-    >>> stem("0001_c1s1_001051_00.jpg.JPG")
-    '0001_c1s1_001051_00'
-    """
-    return _SUFFIXES.sub("", name)
 
 
 def read_folder(layout: Layout, folder: Path) -> list[Sample]:

@@ -50,7 +50,8 @@ class Pieces(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if len(self.convs) == 1:
-            return self.relu(self.convs[0](x))
+            one: Tensor = self.relu(self.convs[0](x))
+            return one
         parts = [self.relu(conv(x[:, s : s + self.width])) for s, conv in zip(self.starts, self.convs)]
         return torch.cat(parts, dim=1)
 

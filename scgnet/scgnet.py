@@ -102,7 +102,8 @@ class DownBlock(_Cascade):
 
     def forward(self, x: Tensor) -> Tensor:
         _, b, c = self.cascade(x)
-        return torch.cat((b, c), dim=1) + self.skip(x)
+        skip: Tensor = self.skip(x)
+        return torch.cat((b, c), dim=1) + skip
 
 
 class SCGNet(nn.Module):
@@ -174,7 +175,8 @@ class SCGNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) normalised pixels -> (B, num_classes) logits, or (B, 1024) features where num_classes is 0."""
-        return self.classifier(self.pool(self.stages(x).conv8).flatten(1))
+        y: Tensor = self.classifier(self.pool(self.stages(x).conv8).flatten(1))
+        return y
 
 
 def scgnet_s(num_classes: int = 1000, **options: Any) -> SCGNet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from reid.training.augment import augment, augment_on, cutmix, draw, erasing_box, mixstyled
 
@@ -130,6 +131,29 @@ def test_images_take_the_style_of_another_camera_only():
     assert np.array_equal(mixstyle(1.0, [1] * 200), np.mean(images, (1, 2, 3)))
 
 
+def test_grey_images_are_pils_and_come_as_often_as_asked():
+    images = drawn(400)
+    draws = draw(400, SIZE, np.random.default_rng(0), pad=0, flip=0.0, erase=0.0, grey=0.3)
+    batch = augment(images, draws, fill=FILL)
+    grey = (batch == batch[..., :1]).all((1, 2, 3))
+    assert grey.mean() == pytest.approx(0.3, abs=0.08)
+    for found, image in zip(batch[grey], np.stack(images)[grey], strict=True):
+        expected = np.asarray(Image.fromarray(image).convert("L"), int)
+        assert np.abs(found[..., 0] - expected).max() <= 1, "two roundings"
+    assert np.array_equal(batch[~grey], np.stack(images)[~grey])
+
+
+def test_grey_is_grey_whatever_the_jitter_and_leaves_the_other_dice_alone():
+    options = dict(pad=3, flip=0.5, erase=0.5, jitter=0.3)
+    without = draw(64, SIZE, np.random.default_rng(0), **options)
+    draws = draw(64, SIZE, np.random.default_rng(0), **options, grey=1.0)
+    window = augment(drawn(64), draws._replace(boxes=np.zeros((64, 4), int)), fill=FILL)
+    assert (window == window[..., :1]).all()
+    assert np.array_equal(draws.scales[:, :2], without.scales[:, :2]), "brightness and contrast"
+    for name in ("styles", "shares", "mirrored", "shifts", "boxes"):
+        assert np.array_equal(getattr(draws, name), getattr(without, name)), name
+
+
 # ---- by torch
 
 ALL = dict(pad=3, flip=0.5, erase=0.5, jitter=0.3, mixstyle=0.5, camids=[1, 2] * 32)
@@ -142,6 +166,7 @@ ALL = dict(pad=3, flip=0.5, erase=0.5, jitter=0.3, mixstyle=0.5, camids=[1, 2] *
         dict(pad=3, flip=0.5, erase=0.5),
         dict(pad=40, flip=0.5, erase=0.0, jitter=0.2),
         dict(pad=0, flip=0.0, erase=0.0, mixstyle=1.0, camids=[1, 2] * 32),
+        dict(pad=3, flip=0.5, erase=0.5, jitter=0.3, grey=0.5),
         ALL,
     ],
 )

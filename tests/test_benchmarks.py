@@ -20,7 +20,7 @@ from PIL import Image
 import datasets
 import run_reid
 from benchmarks import gallery as bench_gallery
-from benchmarks import milvus, operators, slim
+from benchmarks import milvus, operators, projection
 from benchmarks import presets as bench_presets
 from benchmarks import recipes as bench_recipes
 from benchmarks import torchreid_train as peer
@@ -154,10 +154,10 @@ def test_files_of_something_else_are_left_alone(
     assert "holds other files" in capsys.readouterr().err and (tmp_path / "metrics.json").read_text() == "{}"
 
 
-# ---- slim.py
+# ---- projection.py
 
 
-def test_the_slim_table_tells_what_its_models_find(
+def test_the_table_of_projections_tells_what_its_models_find(
     people: Path,
     splits: Splits,
     tmp_path: Path,
@@ -168,9 +168,9 @@ def test_the_slim_table_tells_what_its_models_find(
     torch.manual_seed(0)
     model = ReidModel(make_card(as_dict(tiny()), 0)).eval()
     save_model(model, tmp_path / "model.safetensors")
-    monkeypatch.setattr(slim, "milliseconds", lambda model, seconds: 1.0)  # OpenVINO is not everywhere
+    monkeypatch.setattr(projection, "milliseconds", lambda model, seconds: 1.0)  # OpenVINO is not everywhere
     words = [
-        "slim.py",
+        "projection.py",
         "--weights",
         tmp_path / "model.safetensors",
         "--dataset",
@@ -184,7 +184,7 @@ def test_the_slim_table_tells_what_its_models_find(
         "4",
     ]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    slim.main()
+    projection.main()
     lines = capsys.readouterr().out.splitlines()[2:]
     rows = {tuple(line.split(" | ")[:2]): line.split(" | ") for line in lines}
     assert list(rows) == [
@@ -199,7 +199,7 @@ def test_the_slim_table_tells_what_its_models_find(
     ]
     paths = [s.path for s in [*splits.query, *splits.gallery]]
     for key, parts in ((("| 1", "8"), [1]), (("| 1, 2", "32"), [1, 2])):
-        found = slim.score(Embedder(model.with_branches(parts), flip=False, device="cpu").embed(paths), splits)
+        found = projection.score(Embedder(model.with_branches(parts), flip=False, device="cpu").embed(paths), splits)
         assert rows[key][5:] == [str(4 * int(key[1])), f"{100 * found.rank1:.1f}", f"{100 * found.mAP:.2f} |"]
 
 

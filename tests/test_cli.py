@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ import run_reid
 from datasets import synthetic
 from reid import cli
 from reid.cli import runs, train
+from reid.cli.data import check_images
 from reid.gallery import Gallery
 from reid.models.embedder import Embedder
 from reid.models.model import load_model
@@ -76,7 +78,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 def test_main_job_writes_everything(run: Path) -> None:
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_bytes())
     asked = {
         "dataset",
         "official_split",
@@ -98,13 +100,13 @@ def test_main_job_writes_everything(run: Path) -> None:
     assert metrics["embed_images_per_second"] > 0
     with Image.open(run / "ranked.png") as picture:
         assert picture.width > 500
-    assert "Rank-1" in (run / "report.md").read_text()
-    assert yaml.safe_load((run / "config.yaml").read_text())["dim"] == 32
+    assert "Rank-1" in (run / "report.md").read_text(encoding="utf-8")
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["dim"] == 32
     assert not list(run.rglob("*.partial"))
 
 
 def test_metrics_equal_the_library_on_the_same_model(run: Path, root: Path) -> None:
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_bytes())
     splits = datasets.read("synthetic", root)
     embedder = Embedder(load_model(run / "model.safetensors"))
     query, gallery = (embedder.embed([s.path for s in part]) for part in (splits.query, splits.gallery))
@@ -118,14 +120,14 @@ def test_metrics_equal_the_library_on_the_same_model(run: Path, root: Path) -> N
 
 def test_the_model_file_carries_its_card(run: Path) -> None:
     card = load_model(run / "model.safetensors").card
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_bytes())
     assert card["scores"]["mAP"] == metrics["mAP"]
     assert card["data"]["name"] == card["scores"]["dataset"] == "synthetic"
     assert {"architecture", "input_size", "mean", "std", "num_classes", "recipe", "git_revision"} <= card.keys()
 
 
 def test_scores_through_the_gallery_equal_the_evaluation(run: Path, root: Path) -> None:
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_bytes())
     splits = datasets.read("synthetic", root)
     gallery = Gallery.open(run / "gallery")
     assert len(gallery) == len(splits.gallery)
@@ -172,7 +174,7 @@ def test_it_goes_on_where_it_was(
     monkeypatch.undo()
     assert run_reid.main(words) == 0
     assert "going on from step 3 of" in capsys.readouterr().out
-    ours, theirs = (json.loads((x / "metrics.json").read_text()) for x in (tmp_path / "run", run))
+    ours, theirs = (json.loads((x / "metrics.json").read_bytes()) for x in (tmp_path / "run", run))
     for key in ("rank1", "mAP", "mINP", "fingerprint"):
         assert ours[key] == theirs[key]
 
@@ -186,20 +188,20 @@ def test_killed_between_embedding_and_report_it_goes_on_without_the_speed(
     output = tmp_path / "run"
     shutil.copytree(run, output)
     (output / "metrics.json").unlink()
-    facts = json.loads((output / "run.json").read_text())
+    facts = json.loads((output / "run.json").read_bytes())
     assert facts.pop("embed_images_per_second") > 0
     (output / "run.json").write_text(json.dumps(facts))
     assert run_reid.main(["--data-root", str(root), "--output", str(output), *FAST]) == 0
-    metrics = json.loads((output / "metrics.json").read_text())
+    metrics = json.loads((output / "metrics.json").read_bytes())
     assert metrics["embed_images_per_second"] is None
-    assert metrics["mAP"] == json.loads((run / "metrics.json").read_text())["mAP"]
-    assert "embedding speed" not in (output / "report.md").read_text()
+    assert metrics["mAP"] == json.loads((run / "metrics.json").read_bytes())["mAP"]
+    assert "embedding speed" not in (output / "report.md").read_text(encoding="utf-8")
 
 
 def test_evaluate_gives_the_main_jobs_scores(run: Path, root: Path, tmp_path: Path) -> None:
     words = ["evaluate", "--data-root", root, "--weights", run / "model.safetensors", "--output", tmp_path / "e"]
     assert run_reid.main([str(word) for word in words]) == 0
-    ours, theirs = (json.loads((x / "metrics.json").read_text()) for x in (tmp_path / "e", run))
+    ours, theirs = (json.loads((x / "metrics.json").read_bytes()) for x in (tmp_path / "e", run))
     assert ours["mAP"] == theirs["mAP"]
     assert ours["train_seconds"] is None
 
@@ -219,7 +221,7 @@ def test_evaluate_several_models_on_several_data_sets(
     assert table[0] == ["Rank-1", "/", "mAP", "synthetic", "market1501"]
     for line, name in zip(table[1:], ("run", "other")):
         for place, dataset in zip((1, 4), ("synthetic", "market1501")):
-            scores = json.loads((tmp_path / f"e/evaluate-{dataset}-{name}/metrics.json").read_text())
+            scores = json.loads((tmp_path / f"e/evaluate-{dataset}-{name}/metrics.json").read_bytes())
             assert line[place : place + 3] == [f"{scores['rank1']:.1%}", "/", f"{scores['mAP']:.1%}"]
         assert line[0] == name
     twice = [*words[:-4], run / "model.safetensors", run / "model.safetensors"]
@@ -232,7 +234,7 @@ def test_evaluate_with_all_that_it_can(
     words = ["evaluate", "--data-root", root, "--weights", run / "model.safetensors", "--output", tmp_path / "e"]
     more = ["--multi-query", "mean", "--query-expansion", 3, "--alpha", 0, "--expand-gallery", "--rerank", "--k1", 8]
     assert run_reid.main([str(word) for word in [*words, *more]]) == 0
-    values = json.loads((tmp_path / "e/metrics.json").read_text())
+    values = json.loads((tmp_path / "e/metrics.json").read_bytes())
     assert values["method"] == {
         "distractors": False,
         "multi_query": "mean",
@@ -277,7 +279,7 @@ def test_methods_share_what_is_embedded(
     assert run_reid.main([*words, "--query-expansion", "2"]) == 0
     assert run_reid.main(words) == 0
     assert {file: file.stat().st_mtime_ns for file in (kept / "features").iterdir()} == files
-    told = {folder.name: json.loads((folder / "metrics.json").read_text())["mAP"] for folder in Path("runs").iterdir()}
+    told = {folder.name: json.loads((folder / "metrics.json").read_bytes())["mAP"] for folder in Path("runs").iterdir()}
     assert len(set(told.values())) == len(told) == 3
     assert not (kept.with_name(f"{kept.name}-rerank") / "features").exists()
 
@@ -301,7 +303,7 @@ def test_calibrated_it_says_that_nobody_matches(
     assert "asked" in said and "calibrated on all 8 people" in said
     assert load_model(model).fingerprint == load_model(run / "model.safetensors").fingerprint
     calibration = Calibration.from_dict(load_model(model).card["calibration"])
-    assert calibration == Calibration.from_dict(json.loads((tmp_path / "c/calibration.json").read_text()))
+    assert calibration == Calibration.from_dict(json.loads((tmp_path / "c/calibration.json").read_bytes()))
 
     people = [str(s.path) for s in datasets.read("synthetic", root).gallery if s.pid > 0]
     assert run_reid.main(["index", *people, "--weights", str(model), "--gallery", str(tmp_path / "g")]) == 0
@@ -346,7 +348,9 @@ def test_crops_without_labels_become_a_data_set(
     assert all(f"/c{row['camid']}_" in row["path"] for row in grouped + alone)
     splits = datasets.read("folder", output / "people.csv")
     assert len(splits.train) + len(splits.query) + len(splits.gallery) == len(grouped) > 0
-    assert (output / "people.html").read_text().count("<section>") == len({row["pid"] for row in grouped})
+    assert (output / "people.html").read_text(encoding="utf-8").count("<section>") == len(
+        {row["pid"] for row in grouped}
+    )
     capsys.readouterr()
     labelled = ["cluster", "--dataset", "synthetic", "--data-root", str(root), "--weights", model]
     assert run_reid.main([*labelled, "--output", str(tmp_path / "d")]) == 0
@@ -374,7 +378,7 @@ def test_compare_runs_and_kept_results(run: Path, tmp_path: Path, capsys: pytest
     shutil.copy(run / "metrics.json", kept)
     assert run_reid.main(["compare", str(run), str(kept)]) == 0
     said = capsys.readouterr().out
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_bytes())
     assert f"{100 * metrics['rank1']:.1f} [" in said and f"{100 * metrics['mAP']:.1f} [" in said
     assert said.count("+0.0 [+0.0, +0.0]") == 2
     assert run_reid.main(["compare", str(run), str(kept), "--baseline", "before", "--markdown"]) == 0
@@ -440,7 +444,7 @@ def test_a_packed_model_is_half_the_size_and_finds_the_same(
     assert packed.stat().st_size < 0.55 * whole.stat().st_size
     words = ["evaluate", "--data-root", root, "--weights", packed, "--output", tmp_path / "e"]
     assert run_reid.main([str(word) for word in words]) == 0
-    before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "e"))
+    before, after = (json.loads((folder / "metrics.json").read_bytes()) for folder in (run, tmp_path / "e"))
     assert after["mAP"] == pytest.approx(before["mAP"], abs=0.01)
     assert "exists already" in refused(capsys, "pack", whole, packed)
 
@@ -488,7 +492,7 @@ def test_own_images_as_a_csv(run: Path, root: Path, tmp_path: Path) -> None:
         rows.writerows([s.path, f"person {s.pid}", s.camid] for s in splits.gallery if s.pid > 0)
     words = ["evaluate", "--dataset", "folder", "--data-root", table, "--weights", run / "model.safetensors"]
     assert run_reid.main([*map(str, words), "--output", str(tmp_path / "out")]) == 0
-    assert json.loads((tmp_path / "out/metrics.json").read_text())["dataset"] == "folder"
+    assert json.loads((tmp_path / "out/metrics.json").read_bytes())["dataset"] == "folder"
 
 
 @pytest.mark.parametrize("command", [None, *cli.COMMANDS])
@@ -504,6 +508,126 @@ def test_help_of_each_command(command: str | None, capsys: pytest.CaptureFixture
 def test_every_data_set_has_a_recipe() -> None:
     for name in datasets.DATASETS:
         assert (train.CONFIGS / f"{name}.yaml").exists()
+
+
+# ---- whose run it is, and what a killed one left
+
+
+def test_a_calibration_leaves_the_model_and_its_runs_the_same(run: Path, root: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m.safetensors"
+    shutil.copy(run / "model.safetensors", model)
+    words = ["--data-root", str(root), "--weights", str(model), "--output"]
+    assert run_reid.main(["evaluate", *words, str(tmp_path / "e")]) == 0
+    before = model.read_bytes()
+    assert run_reid.main(["calibrate", *words, str(tmp_path / "c")]) == 0
+    assert model.read_bytes() != before
+    for command, folder in (("evaluate", "e"), ("calibrate", "c")):
+        assert run_reid.main([command, *words, str(tmp_path / folder)]) == 0
+
+
+def test_what_a_killed_command_left_is_no_other_run(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, words = tmp_path / "e", ["evaluate", "--data-root", root, "--weights", run / "model.safetensors"]
+    output.mkdir()
+    (output / ".run.json.123.partial").write_text("{")
+    assert run_reid.main([*map(str, words), "--output", str(output)]) == 0
+    assert not list(output.rglob("*.partial"))
+    for text in ("", "[]", '{"recipe": 3}'):
+        (output / "run.json").write_text(text)
+        assert "run.json is damaged" in refused(capsys, *words, "--output", output)
+
+
+def test_given_weights_name_the_output_and_training_images_do_not_count(
+    run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(root / "synthetic", tmp_path / "data/synthetic")
+    next((tmp_path / "data/synthetic/bounding_box_train").iterdir()).write_bytes(b"broken")
+    shutil.copy(run / "model.safetensors", tmp_path / "mine.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert run_reid.main(["--data-root", "data", "--weights", "mine.safetensors"]) == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["synthetic-mine"]
+    output = Path("runs/synthetic-mine")
+    assert json.loads((output / "metrics.json").read_bytes())["backbone"] == "scgnet_s"
+    assert not (output / "config.yaml").exists() and "config.yaml" not in (output / "report.md").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_own_images_of_two_folders_have_two_outputs(
+    run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("a/people", "b/people"):
+        for s in [s for s in datasets.read("synthetic", root).gallery if s.pid > 0]:
+            target = Path(place) / str(s.pid) / f"c{s.camid}_{Path(s.path).name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(s.path, target)
+        words = ["evaluate", "--dataset", "folder", "--data-root", place, "--weights", str(run / "model.safetensors")]
+        assert run_reid.main(words) == 0
+    found = sorted(path.name for path in Path("runs").iterdir())
+    assert len(found) == 2 and all(name.startswith("evaluate-folder-people-") for name in found)
+
+
+def test_a_rank_without_a_world_is_no_reason_to_be_silent(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert run_reid.main(["check-data", "--data-root", str(root)]) == 0
+    assert "no problems found" in capsys.readouterr().out
+
+
+# ---- searches and their pictures
+
+
+def test_a_search_without_its_picture_is_an_answer(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    query = next((root / "synthetic/query").iterdir())
+    words = ["search", str(run / "gallery"), str(query), "--top-k", "10000000000"]
+    assert run_reid.main([*words, "--no-picture"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(Gallery.open(run / "gallery"))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    assert run_reid.main([*words, "--picture", str(tmp_path / "file/p.png")]) == 0
+    assert "warning: no picture at" in capsys.readouterr().err
+    long = tmp_path / os.fsdecode(f"{'ж' * 120}.jpg".encode())
+    shutil.copy(query, long)
+    assert run_reid.main(["search", str(run / "gallery"), str(long)]) == 0
+    assert [os.fsencode(path.name) for path in tmp_path.glob("search-*")] == [f"search-{'ж' * 75}.png".encode()]
+
+
+def test_one_broken_query_of_many_is_left_out(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "q").mkdir()
+    for query in sorted((root / "synthetic/query").iterdir())[:2]:
+        shutil.copy(query, tmp_path / "q" / f"={query.name}")
+    (tmp_path / "q/broken\x1b[2J.jpg").write_bytes(b"no image")
+    words = ["search", run / "gallery", tmp_path / "q", "--output", tmp_path / "a.csv", "--top-k", 1]
+    assert run_reid.main([str(word) for word in words]) == 0
+    told = capsys.readouterr()
+    assert "2 searches, 2 with an answer, 1 images could not be read" in told.out
+    assert "broken\\x1b[2J.jpg" in told.err and "\x1b[2J" not in told.err
+    with (tmp_path / "a.csv").open(newline="") as file:
+        assert [Path(row["query"]).name[0] for row in csv.DictReader(file)] == ["=", "="]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--crops", 0], "--crops 0: int8 takes its ranges from at least 8"),
+        (["--crops", 8, "--batch", 16], "at least 16 crops"),
+        (["--crops", -1], "--crops -1"),
+    ],
+)
+def test_int8_asks_for_crops_enough(
+    words: list[object], told: str, run: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = ["export", "--data-root", root, "--weights", run / "model.safetensors", "--format", "onnx"]
+    assert told in refused(capsys, *export, "--precision", "int8", *words)
 
 
 # ---- wrong input: one clear line, exit code 2, nothing harmed
@@ -556,9 +680,9 @@ def test_bad_images_are_named_or_left_out_and_counted(
     assert cut.name in line
     assert text.name in line
     assert run_reid.main([*map(str, words), str(tmp_path / "b"), "--skip-bad"]) == 0
-    assert "left out 2 unreadable image(s)" in (tmp_path / "b/report.md").read_text()
-    metrics = json.loads((tmp_path / "b/metrics.json").read_text())
-    assert metrics["num_gallery"] == json.loads((run / "metrics.json").read_text())["num_gallery"] - 2
+    assert "left out 2 unreadable image(s)" in (tmp_path / "b/report.md").read_text(encoding="utf-8")
+    metrics = json.loads((tmp_path / "b/metrics.json").read_bytes())
+    assert metrics["num_gallery"] == json.loads((run / "metrics.json").read_bytes())["num_gallery"] - 2
     line = refused(capsys, "search", run / "gallery", text, "--picture", tmp_path / "p.png")
     assert f"{text} is not an image" in line
     assert not (tmp_path / "p.png").exists()
@@ -641,7 +765,74 @@ def test_evaluates_on_real_people(run: Path, tmp_path: Path, capsys: pytest.Capt
         tmp_path / "real",
     ]
     assert run_reid.main([str(word) for word in words]) == 0
-    metrics = json.loads((tmp_path / "real/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "real/metrics.json").read_bytes())
     assert (metrics["num_query"], metrics["num_gallery"], metrics["num_query_without_match"]) == (800, 3085, 3)
     assert metrics["official_split"] is False
-    assert "not the official split" in (tmp_path / "real/report.md").read_text()
+    assert "not the official split" in (tmp_path / "real/report.md").read_text(encoding="utf-8")
+
+
+def test_what_is_broken_in_an_output_is_made_anew_or_one_line(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    words = ["evaluate", "--data-root", str(root), "--weights", str(run / "model.safetensors"), "--output", str(output)]
+    output.mkdir()
+    (output / ".run.json.123.partial").write_text("half")
+    assert run_reid.main(words) == 0, "what a killed run left of run.json is no other file"
+    assert not list(output.rglob("*.partial"))
+    scores = (output / "scores.txt").read_text()
+    features = np.load(output / "features/query.npy")
+    features[0] = -features[0]
+    np.save(output / "features/query.npy", features)
+    (output / "features/gallery.json").write_bytes(b"[]")
+    assert run_reid.main(words) == 0
+    assert (output / "scores.txt").read_text() == scores
+    splits = datasets.read("synthetic", root)
+    whole = (output / "images.json").read_text()
+    for broken in (b"", b"[]", b"{}", b"null", b"\xff", b"[" * 100_000, whole.replace("{}", "5").encode()):
+        (output / "images.json").write_bytes(broken)
+        assert check_images(splits, output, False, ("query", "gallery")) == splits
+        assert (output / "images.json").read_text() == whole
+    damaged = [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"recipe": []}']
+    for broken in (*damaged, b'{"recipe": null, "embed_images_per_second": "fast"}'):
+        (output / "run.json").write_bytes(broken)
+        assert "run.json is damaged" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"epoch": 1, "step": 1, "images": 1, "lr": 1}']
+)
+def test_a_broken_history_is_one_line(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: bytes
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/metrics.json").unlink()
+    (tmp_path / "run/history.jsonl").write_bytes(line + b"\n")
+    words = ["--data-root", root, "--output", tmp_path / "run", *FAST]
+    assert "history.jsonl, line 1 is damaged" in refused(capsys, *words)
+
+
+def test_data_of_one_camera_are_refused_before_training_and_scored_on_request(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["path,pid,camid"]
+    for number, sample in enumerate(datasets.read("synthetic", root).gallery[:24]):
+        rows.append(f"{sample.path},p{number // 4},1")
+    table = tmp_path / "one.csv"
+    table.write_text("\n".join(rows) + "\n")
+    data = ["--dataset", "folder", "--data-root", table]
+    told = refused(capsys, *data, "--output", tmp_path / "main", *FAST)
+    assert "cannot be scored" in told and "--same-camera" in told
+    assert not (tmp_path / "main/model.safetensors").exists() and not (tmp_path / "main/history.jsonl").exists()
+    words = ["evaluate", *data, "--weights", run / "model.safetensors", "--output", tmp_path / "scored"]
+    assert "--same-camera" in refused(capsys, *words)
+    assert "leave one out" in refused(capsys, *words, "--same-camera", "--multi-query", "mean")
+    assert run_reid.main([str(word) for word in (*words, "--same-camera")]) == 0
+    splits = datasets.read("folder", table)
+    query, gallery = (np.load(tmp_path / f"scored/features/{name}.npy") for name in ("query", "gallery"))
+    assert len(query) == len(splits.query) and len(gallery) == len(splits.gallery)
+    right = 0
+    for sample, row in zip(splits.query, query, strict=True):
+        right += splits.gallery[int(np.argmax(gallery @ row))].pid == sample.pid
+    told_scores = json.loads((tmp_path / "scored/metrics.json").read_text())
+    assert told_scores["rank1"] == pytest.approx(right / len(query))

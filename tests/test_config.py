@@ -184,6 +184,12 @@ def test_overrides(override, key, value):
     assert dataclasses.replace(changed, **{key: getattr(recipes.load(ONE), key)}) == recipes.load(ONE)
 
 
+def test_one_teacher_needs_no_brackets():
+    assert recipes.load(ONE).teacher == recipes.load(ONE, ["teacher="]).teacher == []
+    assert recipes.load(ONE, ["teacher=a.onnx", "distill=1"]).teacher == ["a.onnx"]
+    assert recipes.load(ONE, ["teacher=[a.onnx, b.safetensors]", "distill=1"]).teacher == ["a.onnx", "b.safetensors"]
+
+
 def test_the_last_override_holds():
     assert recipes.load(ONE, ["epochs=5", "epochs=7"]).epochs == 7
 

@@ -93,12 +93,12 @@ def test_half_floats_keep_the_direction(make_model, draw):
 
 def test_fewer_branches_are_the_first_of_the_embedding(make_model, draw):
     model = make_model()
-    slim = model.with_branches([2])
+    smaller = model.with_branches([2])
     pixels = draw(model.input_size)
-    both = [TorchEncoder(m, flip=False, device="cpu").features(pixels) for m in (model, slim)]
+    both = [TorchEncoder(m, flip=False, device="cpu").features(pixels) for m in (model, smaller)]
     assert both[1].shape == (5, 3, 8)
     np.testing.assert_allclose(both[1], both[0][:, 1:], atol=1e-6)
-    assert slim.fingerprint != model.fingerprint
+    assert smaller.fingerprint != model.fingerprint
     with pytest.raises(ReidError, match="branches are of 1, 2 parts, not 3"):
         model.with_branches([1, 3])
 
@@ -107,12 +107,12 @@ def test_fewer_branches_are_the_first_of_the_embedding(make_model, draw):
 def test_a_projection_is_a_product_in_the_model_its_file_and_its_graph(make_model, draw, tmp_path, changes):
     model = make_model(**changes)
     pixels, matrix = draw(model.input_size), torch.randn(model.dimension, 5)
-    slim = model.with_projection(matrix)
+    smaller = model.with_projection(matrix)
     expected = embedded(model, pixels) @ matrix.numpy()
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    save_model(slim, tmp_path / "slim.safetensors")
-    read = load_model(tmp_path / "slim.safetensors")
-    assert read.dimension == 5 and read.fingerprint == slim.fingerprint != model.fingerprint
+    save_model(smaller, tmp_path / "smaller.safetensors")
+    read = load_model(tmp_path / "smaller.safetensors")
+    assert read.dimension == 5 and read.fingerprint == smaller.fingerprint != model.fingerprint
     np.testing.assert_allclose(embedded(read, pixels), expected, atol=1e-5)
     with torch.inference_mode():
         np.testing.assert_allclose(Deployed(read)(torch.from_numpy(pixels)), expected, atol=1e-5)
@@ -141,14 +141,14 @@ def test_pack_shortens_embeddings_by_what_training_images_show(make_model, peopl
     model = make_model(branches=[[2, 1]])
     save_model(model, tmp_path / "model.safetensors")
     data = ["--dataset", "market1501", "--data-root", str(people)]
-    words = ["pack", str(tmp_path / "model.safetensors"), str(tmp_path / "slim.safetensors"), "--dim", "6", *data]
+    words = ["pack", str(tmp_path / "model.safetensors"), str(tmp_path / "smaller.safetensors"), "--dim", "6", *data]
     assert run_reid.main(words) == 0
-    slim = Embedder(tmp_path / "slim.safetensors", device="cpu")
+    smaller = Embedder(tmp_path / "smaller.safetensors", device="cpu")
     train = [s.path for s in datasets.read("market1501", people).train]
     axes = principal_axes(Embedder(model, device="cpu").embed(train), 6)
     expected = Embedder(model, device="cpu").embed(paths) @ axes
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    assert np.abs((slim.embed(paths) * expected).sum(1)).min() > 0.999  # half floats
+    assert np.abs((smaller.embed(paths) * expected).sum(1)).min() > 0.999  # half floats
     for dim, told in ((25, "cannot be shortened"), (0, "cannot be shortened"), (-1, "cannot be shortened")):
         words = [*words[:1], words[1], str(tmp_path / "other.safetensors"), "--dim", str(dim), *data]
         assert run_reid.main(words) == 2 and told in capsys.readouterr().err

@@ -520,11 +520,11 @@ def test_exports(empty: Gallery, tmp_path: Path) -> None:
     export(gallery, tmp_path / "out", faiss=True)
     keys = [0, *range(2, 21)]
     assert np.array_equal(np.load(tmp_path / "out" / "vectors.npy"), gallery.vectors(keys))
-    lines = (tmp_path / "out" / "entries.csv").read_text(errors="surrogateescape").splitlines()
+    lines = (tmp_path / "out" / "entries.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "key,path,pid,camid,time,added,hash,fields"
     assert lines[3].startswith("3,3.jpg,0,4,1970-01-01T00:00:03+00:00,")
     assert lines[3].endswith(f',{digest(3)},"{{""lane"": ""1""}}"')
-    assert lines[-1].startswith('20,"bad-\udcff,.jpg",,,,')
+    assert lines[-1].startswith('20,"bad-\\udcff,.jpg",,,,')
     import faiss
 
     expected = gallery.search(random_unit(3, seed=4), 5)
@@ -1052,3 +1052,28 @@ def test_a_folder_of_other_files_does_not_become_a_gallery(tmp_path: Path) -> No
 def test_the_hash_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert hash_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "gallery.sqlite"])
+def test_what_cannot_be_repaired_does_not_send_one_to_the_repair(tmp_path: Path, name: str) -> None:
+    gallery = filled(tmp_path / "g")
+    (gallery.path / name).write_bytes(b"not what was written" * 100)
+    for look in (Gallery.open, repair):
+        with pytest.raises(ReidError, match="cannot be repaired") as told:
+            look(gallery.path)
+        assert "check --repair" not in str(told.value)
+
+
+def test_of_two_who_make_a_gallery_one_is_told_of_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, model = tmp_path / "g", tmp_path / "m.safetensors"
+    model.touch()
+
+    def meanwhile(*_: object) -> str:
+        monkeypatch.undo()
+        filled(path)
+        return "0" * 64
+
+    monkeypatch.setattr(reid.gallery.folder.gallery, "copy_model", meanwhile)
+    with pytest.raises(ReidError, match="another process made one there meanwhile"):
+        create(path, model=model)
+    assert len(Gallery.open(path)) == 20 and sorted(p.name for p in tmp_path.iterdir()) == ["g", "m.safetensors"]

@@ -12,7 +12,8 @@ import pytest
 
 import run_reid
 from reid.core.files import locked
-from reid.gallery import Gallery, check, hash_file
+from reid.core.types import ReidError
+from reid.gallery import Filter, Gallery, check, hash_file
 from reid.models.embedder import Embedder
 from reid.models.model import ReidModel, load_model, save_model
 from tests.forks import Child, Forks
@@ -103,6 +104,11 @@ def test_the_working_folder_may_be_the_gallery(
     )
     assert run_reid.main(["search", ".", paths[0], "--top-k", "10000000000", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 6, "more than there are"
+    gallery = Gallery.open(".")
+    monkeypatch.chdir(tmp_path)
+    assert len(gallery) == 6 and len(list(gallery.entries())) == 6, "opened by a relative path before"
+    gallery.remove(Filter(paths=[paths[0]]))
+    assert len(Gallery.open("people")) == 5
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     assert run_reid.main(["index", *paths[:6], *words, "."]) == 2
@@ -116,6 +122,6 @@ def test_a_lock_is_no_link_and_keeps_its_content(tmp_path: Path) -> None:
         pass
     assert precious.read_text() == "mine"
     link.symlink_to(precious)
-    with pytest.raises(OSError, match="symbolic links"), locked(link):
+    with pytest.raises(ReidError, match="lock is a symbolic link"), locked(link):
         pass
     assert precious.read_text() == "mine"

@@ -361,3 +361,36 @@ def test_a_run_without_the_weights_that_its_recipe_wants_says_so(tiny):
     assert start_note(as_dict(tiny(wants_pretrained="true", pretrained="w.pth"))) is None
     assert start_note(as_dict(tiny())) is None
     assert start_note({}) is None, "a card of version 0.1"
+
+
+def test_a_card_says_nothing_of_one_machine(tmp_path, make_model):
+    model = make_model()
+    paths = {"pretrained": "/data/anna/runs/first/model.safetensors", "teacher": "/data/anna/resnet.safetensors"}
+    model.card["recipe"] |= paths | {"name": "weights/mine.safetensors"}
+    model.card["run"] = {"recipe": dict(model.card["recipe"])}
+    save_model(model, tmp_path / "m.safetensors")
+    card = load_model(tmp_path / "m.safetensors").card
+    for recipe in (card["recipe"], card["run"]["recipe"]):
+        assert (recipe["pretrained"], recipe["teacher"]) == ("first/model.safetensors", "resnet.safetensors")
+        assert recipe["name"] == "weights/mine.safetensors"
+    assert b"/data" not in (tmp_path / "m.safetensors").read_bytes()
+
+
+def test_weights_are_told_apart_by_fingerprint_or_bytes(tmp_path, make_model):
+    model, file = make_model(), tmp_path / "m.safetensors"
+    save_model(model, file)
+    assert checkpoint.identity(file) == model.fingerprint
+    model.card["scores"] = {"mAP": 0.5}
+    before = file.read_bytes()
+    save_model(model, file)
+    assert file.read_bytes() != before and checkpoint.identity(file) == model.fingerprint
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"graph")
+    assert checkpoint.identity(other) == checkpoint.file_digest(other)
+    with pytest.raises(ReidError, match="no file at"):
+        checkpoint.identity(tmp_path / "nowhere.safetensors")
+
+
+def test_a_model_of_other_branches_says_how_to_take_them(make_model):
+    with pytest.raises(ReidError, match=r"--set branches=\[\[1,2\],\[3,1\]\]$"):
+        make_model(branches="[[1, 2], [2, 1]]").start_from(make_model(branches="[[1, 2], [3, 1]]"), "w")

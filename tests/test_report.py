@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from scipy.sparse import csr_array
 
 from reid.core.types import DISTRACTOR, JUNK, Sample, Splits
 from reid.report import sheets
+from reid.report.fonts import in_a_font
 from reid.report.markdown import report_text, summary_table, write_report
 from reid.report.metrics import ExtraMetrics, RunRecord, images_digest, metrics, metrics_text
 from reid.report.page import MOST_STRIPS, STRIP_CROPS, write_people_page
@@ -50,6 +53,11 @@ RUN = RunRecord(
     recipe={"p": 16, "k": 4, "lr": 0.05, "pretrained": "", "holdout": 0.0},
 )
 NOTHING = ExtraMetrics({}, None, None, [])
+
+
+def on_disk(name: str) -> str:
+    """A name as Python spells it under any locale: its bytes are those of UTF-8."""
+    return os.fsdecode(name.encode("utf-8"))
 
 
 def history(epochs: int) -> list[dict[str, Any]]:
@@ -258,9 +266,9 @@ def test_images_that_cannot_be_read_become_a_crossed_tile(tmp_path: Path) -> Non
 
 
 def test_search_marks_nothing_that_is_not_known(tmp_path: Path) -> None:
-    paths = [person(tmp_path / "ünï 人" / f"{i}, 'é'.png") for i in range(12)]
-    draw_search(paths[0], [Tile(path, 0.5) for path in paths], tmp_path / "søk.png")
-    with Image.open(tmp_path / "søk.png") as image:
+    paths = [person(tmp_path / on_disk("ünï 人") / on_disk(f"{i}, 'é'.png")) for i in range(12)]
+    draw_search(paths[0], [Tile(path, 0.5) for path in paths], tmp_path / on_disk("søk.png"))
+    with Image.open(tmp_path / on_disk("søk.png")) as image:
         found = {colour for _, colour in image.getcolors(1 << 20) or []}
         assert sheets.UNKNOWN in found
         assert sheets.QUERY in found
@@ -335,7 +343,7 @@ def test_curves_of_one_epoch_or_of_no_heads(tmp_path: Path, row: dict[str, Any])
 
 def test_the_whole_report(tmp_path: Path) -> None:
     splits, scores, q, g = miniature(tmp_path / "data", queries=8, gallery=40)
-    output = tmp_path / "öut put"
+    output = tmp_path / on_disk("öut put")
     write_report(
         output, splits=splits, scores=scores, query_features=q, gallery_features=g, run=RUN, history=history(3)
     )
@@ -367,6 +375,27 @@ def test_the_whole_report(tmp_path: Path) -> None:
     assert "| 1.global | 75.0 | 0.50 | 30.0 |" in text
     assert "| 2.part1 | 12.5 | 0.00 | - |" in text
     assert "| gallery | 40 | 4 | 3 | 1 | 1 |" in text
+
+
+def test_names_of_files_are_text_in_a_report_and_not_html(tmp_path: Path) -> None:
+    splits, scores, q, g = miniature(tmp_path / "data", queries=8, gallery=40)
+    name = "<img src=x onerror=alert(1)>.jpg"
+    splits = splits._replace(warnings=[f"left out 1 unreadable image(s): {name}"])
+    run = dataclasses.replace(RUN, weights="<b>`m`.safetensors", recipe=RUN.recipe | {"pretrained": "<i>"})
+    write_report(tmp_path, splits=splits, scores=scores, query_features=q, gallery_features=g, run=run)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "- left out 1 unreadable image(s): &lt;img src=x onerror=alert(1)&gt;.jpg" in text
+    assert "| weights given | &lt;b&gt;\\`m\\`.safetensors |" in text and "pretrained &lt;i&gt;" in text
+    assert "(all of it: metrics.json)" in text, "no config.yaml is beside a run of given weights"
+    assert not re.search("<(img|b|i)", text)
+
+
+@pytest.mark.parametrize("name", ["Łukasz", "Анна", "Ελένη", "李雷", "김", "محمد", "\U0001f468", "a\x1b[2J\udcff"])
+def test_every_letter_of_a_name_is_drawn_or_escaped(name: str) -> None:
+    drawn, font = in_a_font(name, 13)
+    box = bytes(font.getmask("\U0010ffff"))
+    assert all(letter.isascii() or bytes(font.getmask(letter)) != box for letter in drawn)
+    assert "".join(re.findall(r"\\\w+|.", drawn)).encode("ascii", "backslashreplace") == name.encode("unicode_escape")
 
 
 def test_the_report_tells_of_cameras_pairs_and_people_who_are_absent(tmp_path: Path) -> None:

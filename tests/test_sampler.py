@@ -102,3 +102,108 @@ def test_identities_with_one_image_come_too():
 def test_a_training_set_that_fits_no_batch_is_refused(labels, message):
     with pytest.raises(ReidError, match=message):
         pk_batches(np.array(labels, int), 3, 2, 0, 0)
+
+
+# ---- balanced over cameras and over data sets
+
+
+def evenest(counts: list[int], k: int) -> list[int]:
+    """How many of k images come from each camera at best, sorted: poured one by one into the emptiest."""
+    given = [0] * len(counts)
+    for _ in range(min(k, sum(counts))):
+        open_ones = [i for i in range(len(counts)) if given[i] < counts[i]]
+        given[min(open_ones, key=lambda i: given[i])] += 1
+    return sorted(given)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_images_of_an_identity_come_from_its_cameras_evenly(name):
+    labels, p, k = SETS[name]
+    cameras = np.random.default_rng(3).choice(6, len(labels), p=[0.5, 0.2, 0.1, 0.1, 0.05, 0.05])
+    for epoch in range(2):
+        batches = pk_batches(labels, p, k, 0, epoch, cameras=cameras)
+        assert batches.shape == pk_batches(labels, p, k, 0, epoch).shape
+        for group in batches.reshape(-1, k):
+            assert len(set(labels[group])) == 1
+            images = np.flatnonzero(labels == labels[group[0]])
+            assert len(set(group)) == min(k, len(images)), "repeated only where there are too few"
+            names, counts = np.unique(cameras[images], return_counts=True)
+            if len(images) >= k:
+                given = [int((cameras[group] == name).sum()) for name in names]
+                assert sorted(given) == evenest(counts.tolist(), k)
+
+
+def test_every_camera_and_every_image_of_it_takes_its_turn():
+    """Two identities of 12 images by camera 1 and 3 by camera 2, two of each identity a batch."""
+    labels, cameras = np.array([0] * 15 + [1] * 15), np.array(([1] * 12 + [2] * 3) * 2)
+    times = np.zeros(30, int)
+    for epoch in range(40):
+        drawn = pk_batches(labels, 2, 2, 0, epoch, cameras=cameras).ravel()
+        times += np.bincount(drawn, minlength=30)
+    rare, frequent = times[cameras == 2], times[cameras == 1]
+    assert rare.sum() == frequent.sum()
+    assert rare.max() <= 1.1 * rare.min()
+    assert frequent.max() <= 1.6 * frequent.min()
+
+
+def joint() -> tuple[np.ndarray, np.ndarray]:
+    """Labels of a large and of two small data sets, 400, 30 and 12 identities, and the data set of each image."""
+    sets = (market_like(400, 6000), 1000 + market_like(30, 500), 2000 + np.repeat(np.arange(12), 3))
+    return np.concatenate(sets), np.repeat(["large", "middle", "small"], [len(labels) for labels in sets])
+
+
+@pytest.mark.parametrize("epoch", [0, 5])
+def test_every_batch_holds_as_many_identities_of_each_data_set(epoch):
+    labels, domains = joint()
+    batches = pk_batches(labels, 12, 4, 0, epoch, domains=domains)
+    assert batches.shape == (round(len(labels) / 48), 48)
+    of = labels[batches].reshape(len(batches), 12, 4)
+    assert (of == of[:, :, :1]).all()
+    assert all(len(set(row)) == 12 for row in of[:, :, 0]), "no identity twice in a batch"
+    for batch in domains[batches]:
+        assert {name: int((batch == name).sum()) for name in set(domains)} == {"large": 16, "middle": 16, "small": 16}
+    plain = domains[pk_batches(labels, 12, 4, 0, epoch)]
+    assert (plain == "small").sum() < 0.05 * plain.size, "which they do not do by themselves"
+
+
+def test_within_a_data_set_identities_come_by_their_images():
+    labels, domains = joint()
+    epochs = 60
+    drawn = (
+        sum(
+            np.bincount(labels[pk_batches(labels, 12, 4, 0, epoch, domains=domains).ravel()], minlength=2012)
+            for epoch in range(epochs)
+        )
+        / epochs
+    )
+    for name in ("large", "middle", "small"):
+        people, counts = np.unique(labels[domains == name], return_counts=True)
+        batches = round(len(labels) / 48)
+        expected = counts / counts.sum() * batches * 16
+        assert expected.max() <= batches * 4, "nobody is held back by one group a batch"
+        # whole groups of 4: the mean of so many epochs is off by a fraction of one
+        assert np.abs(drawn[people] - expected).max() < 1.5
+        assert drawn[people].sum() == pytest.approx(expected.sum())
+
+
+def test_an_identity_too_large_for_its_share_comes_once_a_batch():
+    labels = np.concatenate((np.repeat(np.arange(6), [200, 2, 2, 2, 2, 2]), 100 + np.repeat(np.arange(6), 35)))
+    batches = pk_batches(labels, 4, 4, 0, 0, domains=labels >= 100)
+    assert ((labels[batches] == 0).sum(1) == 4).all()
+    assert ((labels[batches] < 100).sum(1) == 8).all()
+
+
+def test_balanced_batches_are_a_function_of_seed_and_epoch():
+    labels, domains = joint()
+    cameras = np.random.default_rng(0).integers(0, 6, len(labels))
+    one, again, other = (pk_batches(labels, 12, 4, 3, epoch, cameras=cameras, domains=domains) for epoch in (7, 7, 8))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_data_sets_that_cannot_share_a_batch_are_refused():
+    labels, domains = joint()
+    with pytest.raises(ReidError, match="a batch of 16 identities cannot be shared by 3 data sets: --set p=15"):
+        pk_batches(labels, 16, 4, 0, 0, domains=domains)
+    with pytest.raises(ReidError, match="takes 13 from each of 3 data sets, small has 12: --set p=36 or less"):
+        pk_batches(labels, 39, 4, 0, 0, domains=domains)

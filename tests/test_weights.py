@@ -10,6 +10,7 @@ import pytest
 
 import datasets
 from reid.cli import runs
+from reid.models.card import without_places
 from reid.models.embedder import Embedder
 from reid.models.model import load_model
 from reid.report.compare import compare
@@ -74,3 +75,9 @@ def test_the_default_finds_people_that_it_has_never_seen() -> None:
         *(np.array([s.camid for s in samples]) for samples in (query, gallery)),
     )
     assert scores.rank1 > 0.5
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_no_card_names_a_place_of_one_machine(file: Path) -> None:
+    card = load_model(file).card
+    assert without_places(card) == card

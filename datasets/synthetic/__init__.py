@@ -80,7 +80,7 @@ def read(root: Path) -> Splits:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What the set was drawn with: "generator", "files" (folder -> number of images) and the arguments of `draw`."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = manifest["generator"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ReidError(

@@ -87,7 +87,8 @@ def _choose(rng: np.random.Generator, table: Sequence[tuple[float, Sequence[int]
     shares = np.array([share for share, _ in table])
     colour = np.array(table[int(rng.choice(len(table), p=shares / shares.sum()))][1], np.float32) / 255
     moved = colour * np.exp(rng.normal(0, 0.2)) + rng.normal(0, spread / 2, 3)
-    return np.clip(moved, 0.05, 0.93).astype(np.float32)
+    clipped: Array = np.clip(moved, 0.05, 0.93)
+    return clipped.astype(np.float32)
 
 
 def _around() -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from reid.cli.readers import OWN, Readers
 from reid.cli.runs import first_process
+from reid.core.terminal import printable, safe_streams
 from reid.core.types import ReidError
 
 COMMANDS = {  # command -> module and the stem of its two functions, STEM_command and add_STEM
@@ -66,7 +67,11 @@ def main(arguments: Sequence[str] | None = None, readers: Readers = OWN) -> int:
 
     arguments: the words after the program's name (default: sys.argv's). readers: the data sets that --dataset names.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with safe_streams():
+        return _main(list(sys.argv[1:] if arguments is None else arguments), readers)
+
+
+def _main(words: list[str], readers: Readers) -> int:
     command = words.pop(0) if words and not words[0].startswith("-") else None
     if command is not None and command not in COMMANDS:
         print(
@@ -79,17 +84,19 @@ def main(arguments: Sequence[str] | None = None, readers: Readers = OWN) -> int:
         return 0
     try:
         with _quiet() if not first_process() else contextlib.nullcontext():
-            return args.function(args) or 0
+            code = args.function(args) or 0
+            sys.stdout.flush()
+            return code
     except ReidError as error:
         where = "" if first_process() else f" (process {os.environ['RANK']})"
-        print(f"error{where}: {error}", file=sys.stderr)
+        print(f"error{where}: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head`: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         full = "; nothing that was whole is lost" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({printable(os.fsdecode(error.filename))})" if error.filename else ""
         print(f"error: {error.strerror or error}{where}{full}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

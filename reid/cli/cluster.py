@@ -21,7 +21,7 @@ def cluster_command(args: argparse.Namespace) -> None:
     """Groups crops that nobody has labelled into people: OUTPUT/people.csv, people.html, and rest.csv.
 
     people.csv is a data set (--dataset folder --data-root OUTPUT/people.csv); rest.csv names the crops that are like
-    too few others. Of a data set the query and gallery images are grouped, and held against its labels.
+    too few others. With --dataset, the query and gallery images are grouped and compared with the labels.
     """
     from reid.core.files import identity
     from reid.core.tables import aligned_table
@@ -90,7 +90,7 @@ def add_cluster(parser: argparse.ArgumentParser, readers: Readers) -> None:
         "--distance",
         type=float,
         metavar="D",
-        help="of two crops' neighbourhoods, 0: the same, 1: "
+        help="distance of two crops' neighbourhoods, 0: the same, 1: "
         "nothing in common; crops within it are neighbours (default: 0.6)",
     )
     parser.add_argument(
@@ -105,6 +105,6 @@ def add_cluster(parser: argparse.ArgumentParser, readers: Readers) -> None:
         metavar="K",
         help="nearest crops that make a neighbourhood, about as many as a person has crops (default: 10)",
     )
-    parser.add_argument("--k2", type=int, metavar="K", help="of those, how many are averaged over (default: 4)")
+    parser.add_argument("--k2", type=int, metavar="K", help="nearest crops averaged (default: 4)")
     parser.add_argument("--output", default="runs/cluster", metavar="DIR", help="(default: runs/cluster)")
     add_common(parser)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.cli.data import check_images, ids_of, read_data, refuse_or_tell
-from reid.cli.options import add_common, add_data, add_data_root, add_output, add_rerank, rerank_options
+from reid.cli.data import check_images, check_scorable, ids_of, of_any_camera, read_data, read_sets, refuse_or_tell
+from reid.cli.options import add_common, add_data, add_datasets, add_output, add_rerank, rerank_options
 from reid.cli.readers import Readers
-from reid.cli.runs import RunFile, load_embedder, model_name, run_lock, run_of
+from reid.cli.runs import RunFile, label_of, load_embedder, model_name, run_lock, run_of
 from reid.core.files import write_json, write_text
 from reid.core.images import find_bad
 from reid.core.types import ReidError, Splits
@@ -36,31 +36,40 @@ def evaluate_command(args: argparse.Namespace) -> None:
     names = {model_name(weights): weights for weights in args.weights}
     if len(names) < len(args.weights):
         raise ReidError(f"--weights: expected files of different names, got {' '.join(args.weights)}: rename one")
-    single = len(names) == len(args.dataset) == 1
+    sets = read_sets(args)  # all, before the first is scored
+    if method.distractors:
+        sets = {
+            name: splits._replace(gallery=[*splits.gallery, *args.readers.distractors(splits)], official_split=None)
+            for name, splits in sets.items()
+        }
+    if method.same_camera:
+        sets = {name: of_any_camera(splits) for name, splits in sets.items()}
+    for splits in sets.values():
+        check_scorable(splits)
+    single = len(names) == len(sets) == 1
     rows = []
     for name, weights in names.items():
         rows.append([name])
-        for dataset in args.dataset:
+        for dataset, splits in sets.items():
             if single and args.output:
                 output = embedded = Path(args.output)
             else:
-                embedded = Path(args.output or "runs") / f"evaluate-{dataset}-{name}"
+                embedded = Path(args.output or "runs") / f"evaluate-{label_of(splits, dataset)}-{name}"
                 output = embedded.with_name(embedded.name + method.suffix)
-            scores = evaluate_one(weights, dataset, method, output, output if method.distractors else embedded, args)
+            scores = evaluate_one(
+                weights, splits, method, output, output if method.distractors or method.same_camera else embedded, args
+            )
             rows[-1].append(f"{scores.rank1:.1%} / {scores.mAP:.1%}")
     if not single:
-        print("\n" + aligned_table(("Rank-1 / mAP", *args.dataset), rows))
+        print("\n" + aligned_table(("Rank-1 / mAP", *sets), rows))
 
 
 def evaluate_one(
-    weights: str, dataset: str, method: Method, output: Path, shared: Path, args: argparse.Namespace
+    weights: str, splits: Splits, method: Method, output: Path, shared: Path, args: argparse.Namespace
 ) -> Scores:
     """shared: the plain comparison's folder, where embeddings are kept for all methods; or the output itself."""
     from reid.retrieval.protocol import COSINE
 
-    splits = read_data(args, dataset)
-    if method.distractors:
-        splits = splits._replace(gallery=[*splits.gallery, *args.readers.distractors(splits)], official_split=None)
     with run_lock(output, run_of("evaluate", splits, args, weights=weights, method=str(method))) as facts:
         with contextlib.ExitStack() as until_embedded:
             kept = facts
@@ -105,17 +114,17 @@ def compare_command(args: argparse.Namespace) -> None:
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
-    """Learns from a data set's query and gallery people when a model should answer "nobody", and writes it into it.
+    """Calibrates a model: from a data set's query and gallery people, when a search should answer "nobody matches".
 
     The people must not be among those that the model was trained on. First a half of them, drawn at random, shows
-    whether what is learnt holds on the other half; then all of them are learnt from.
+    whether the calibration holds on the other half; then all of them are used, and the model file holds the result.
     """
     from reid.core.tables import aligned_table
     from reid.models import checkpoint
     from reid.retrieval.calibration import calibrate, check
 
     splits = read_data(args)
-    output = Path(args.output or f"runs/calibrate-{args.dataset}-{model_name(args.weights)}")
+    output = Path(args.output or f"runs/calibrate-{label_of(splits)}-{model_name(args.weights)}")
     embedder = load_embedder(args.weights, args)
     if checkpoint.kind(args.weights) != "model":
         raise ReidError(f"{args.weights}: calibrate the .safetensors that it comes from, then export that with --flip")
@@ -126,21 +135,21 @@ def calibrate_command(args: argparse.Namespace) -> None:
         pids, camids = ids_of(samples)
         model, name = embedder.fingerprint, splits.name
         checked = check(features, pids, camids, (0.005, 0.01, 0.05, 0.1), fingerprint=model, dataset=name)
-        learnt_from = calibrate(features, pids, camids, fingerprint=model, dataset=name)
-        write_json(output / "calibration.json", learnt_from.as_dict())
+        calibration = calibrate(features, pids, camids, fingerprint=model, dataset=name)
+        write_json(output / "calibration.json", calibration.as_dict())
         state, card = checkpoint.read(args.weights, "model")
-        checkpoint.write(args.weights, "model", state, card | {"calibration": learnt_from.as_dict()})
+        checkpoint.write(args.weights, "model", state, card | {"calibration": calibration.as_dict()})
     print(
-        "false accepts of searches for people who are not in the gallery, learnt from a half of the people and\n"
+        "false accepts of searches for people who are not in the gallery, calibrated on one half of the people and\n"
         "measured on the other, with the 95 % bootstrap interval over people:"
     )
     rows = [[f"{asked:.1%}", f"{x.mean:.1%}", f"{x.low:.1%} to {x.high:.1%}"] for asked, x in checked.items()]
     print(aligned_table(("asked", "achieved", "interval"), rows))
     print(
-        f"probability: {learnt_from.method}, expected calibration error {learnt_from.ece_logistic:.4f} logistic, "
-        f"{learnt_from.ece_isotonic:.4f} isotonic"
+        f"probability: {calibration.method}, expected calibration error {calibration.ece_logistic:.4f} logistic, "
+        f"{calibration.ece_isotonic:.4f} isotonic"
     )
-    print(f"calibrated on all {learnt_from.identities:,} people, {learnt_from.images:,} images: {args.weights}")
+    print(f"calibrated on all {calibration.identities:,} people, {calibration.images:,} images: {args.weights}")
 
 
 def read_method(args: argparse.Namespace) -> Method:
@@ -149,10 +158,13 @@ def read_method(args: argparse.Namespace) -> Method:
 
     parameters = rerank_options(args)
     if (args.alpha is not None or args.expand_gallery) and not args.query_expansion:
-        raise ReidError("--alpha and --expand-gallery are of the expansion: add --query-expansion K, or leave them out")
+        raise ReidError("--alpha and --expand-gallery need --query-expansion K: add it, or leave them out")
     if args.alpha is not None:
         parameters["alpha"] = args.alpha
+    if args.same_camera and args.multi_query:
+        raise ReidError("--multi-query joins the images that --same-camera asks for: leave one out")
     return Method(
+        same_camera=args.same_camera,
         distractors=args.distractors,
         multi_query=args.multi_query,
         expand=args.query_expansion,
@@ -237,8 +249,9 @@ def report(
 
     card = dict(embedder.card)
     size = card.get("size") or size_of(ReidModel(card | {"num_classes": 0}))
+    program = ["python", "run_reid.py"] if Path(sys.argv[0]).name == "run_reid.py" else ["reid"]
     run = RunRecord(
-        command=shlex.join(["python", "run_reid.py", *sys.argv[1:]]),
+        command=shlex.join([*program, *sys.argv[1:]]),
         backbone=card["architecture"]["backbone"],
         parameters=size["parameters"],
         input_size=embedder.input_size,
@@ -268,15 +281,7 @@ def report(
 
 
 def add_evaluate(parser: argparse.ArgumentParser, readers: Readers) -> None:
-    names = ", ".join(readers.DATASETS)
-    parser.add_argument(
-        "--dataset",
-        nargs="+",
-        default=["synthetic"],
-        metavar="NAME",
-        help=f"one or more of {names} (default: synthetic)",
-    )
-    add_data_root(parser)
+    add_datasets(parser, readers, "synthetic", "each is scored by itself")
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -285,26 +290,35 @@ def add_evaluate(parser: argparse.ArgumentParser, readers: Readers) -> None:
         help="trained model.safetensors, one or more; with several of these or of data sets a table of all is printed",
     )
     parser.add_argument(
+        "--same-camera",
+        action="store_true",
+        help="count images by the query's own camera, too: for data of one camera, or where views of one camera matter",
+    )
+    parser.add_argument(
         "--distractors",
         action="store_true",
-        help="add the data set's further images of nobody to the gallery (Market-1501's 500,000 in images/)",
+        help="add the data set's distractor images to the gallery (Market-1501's 500,000 in images/)",
     )
     parser.add_argument(
         "--multi-query",
         choices=("mean", "max"),
-        help="join all images of a query's person by its camera: their mean, or their maximum value by value",
+        help="average the features of all images of a query's person by its camera, or take their maximum",
     )
     parser.add_argument(
-        "--query-expansion", type=int, default=0, metavar="K", help="join each query with its K nearest gallery images"
+        "--query-expansion",
+        type=int,
+        default=0,
+        metavar="K",
+        help="average a query with its K nearest gallery images",
     )
     parser.add_argument(
         "--alpha",
         type=float,
         metavar="A",
-        help="of the expansion: weight each image by its "
+        help="query expansion: weight each image by its "
         "similarity to the power of A, 0 for the plain average (default: 3)",
     )
-    parser.add_argument("--expand-gallery", action="store_true", help="of the expansion: the gallery's images too")
+    parser.add_argument("--expand-gallery", action="store_true", help="query expansion: the gallery's images, too")
     add_rerank(parser, "re-rank by k-reciprocal neighbours (Zhong et al. 2017)")
     add_output(parser, "runs/evaluate-DATASET-WEIGHTS; of several the folder that holds theirs: runs")
     add_common(parser)
@@ -320,7 +334,7 @@ def add_compare(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument(
         "--baseline",
         metavar="NAME",
-        help="the recipe that the others are held against, by its name "
+        help="the recipe that the others are compared with, by its name "
         "in the table: its folder's or file's (default: the first)",
     )
     form = parser.add_mutually_exclusive_group()
@@ -334,7 +348,7 @@ def add_calibrate(parser: argparse.ArgumentParser, readers: Readers) -> None:
         "--weights",
         metavar="FILE",
         required=True,
-        help="a trained model.safetensors, to be written to; galleries built with it from then on hold what was learnt",
+        help="a trained model.safetensors; the calibration is written into it, and into galleries built with it",
     )
     add_output(parser, "runs/calibrate-DATASET-WEIGHTS")
     add_common(parser)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reid.cli.data import read_data
-from reid.cli.options import add_data, add_slim
+from reid.cli.options import add_data, add_projection
 from reid.cli.readers import Readers
 from reid.cli.runs import model_name
 from reid.core.types import ReidError, Sample
+
+FEWEST_CROPS = 8  # of int8: the quantisers take so many at a time
 
 if TYPE_CHECKING:
     from reid.export.proof import Proof, Reference
@@ -24,16 +26,16 @@ if TYPE_CHECKING:
 
 
 def pack_command(args: argparse.Namespace) -> None:
-    """Writes a model as it is given away: half floats, without the classifier of its training identities; on request
-    with fewer branches, and with shorter embeddings by a projection that is learnt on a data set's training images.
+    """Writes a model file for distribution: half floats, without the classifier of its training identities; on request
+    with fewer branches, and with shorter embeddings by a projection fitted to a data set's training images.
     """
     from reid.models.model import load_model, save_model
 
     if Path(args.output).exists():
         raise ReidError(f"{args.output} exists already: delete it, or name another file")
     if (args.dim is None) != (args.dataset is None):
-        raise ReidError("--dim and --dataset go together: shorter embeddings are learnt on its training images")
-    model = slimmed(args, load_model(args.weights), read_data(args).train if args.dataset else ())
+        raise ReidError("--dim and --dataset go together: shorter embeddings are fitted to its training images")
+    model = reduced(args, load_model(args.weights), read_data(args).train if args.dataset else ())
     save_model(model, args.output, classifier=False, half=True)
     if "calibration" in model.card and "calibration" not in load_model(args.output).card:
         print("the calibration was of the whole floats: calibrate what was packed", file=sys.stderr)
@@ -46,14 +48,14 @@ def export_command(args: argparse.Namespace) -> None:
     The file takes RGB uint8 pixels (B, height, width, 3) of the model's input size and gives embeddings of unit length.
     int8 takes its ranges from training crops of the data set.
     """
+    from reid.core.images import read_images
     from reid.export.proof import Reference, export
     from reid.export.request import Request
     from reid.models.exported import FORMATS
     from reid.models.model import load_model
-    from reid.training.data import read_images
 
     splits = read_data(args)
-    model = slimmed(args, load_model(args.weights), splits.train)
+    model = reduced(args, load_model(args.weights), splits.train)
     precision = args.precision or FORMATS[args.format].precisions[0]
     request = Request(args.format, precision, args.batch, args.flip)
     name = model_name(args.weights) if precision == "fp32" else f"{model_name(args.weights)}-{precision}"
@@ -61,6 +63,8 @@ def export_command(args: argparse.Namespace) -> None:
     if output.exists():
         raise ReidError(f"{output} exists already: delete it, or name another file")
     count = FORMATS[args.format].crops if args.crops is None else args.crops
+    if precision == "int8":
+        check_crops(count, len(splits.train), args)
     chosen = np.random.default_rng(0).permutation(len(splits.train))[:count]
     crops = read_images([splits.train[i].path for i in chosen] if precision == "int8" else [], model.input_size)
     query, gallery = splits.query, splits.gallery
@@ -86,7 +90,23 @@ def export_command(args: argparse.Namespace) -> None:
     print(f"{output}: {output.stat().st_size:,} bytes; proof: {output}.json")
 
 
-def slimmed(args: argparse.Namespace, model: ReidModel, train: Sequence[Sample]) -> ReidModel:
+def check_crops(asked: int, there: int, args: argparse.Namespace) -> None:
+    """ReidError where int8 would have too few training crops to take its ranges from."""
+    least = max(FEWEST_CROPS, args.batch or 1)
+    if asked < least:
+        fewer = ", or a smaller --batch" if (args.batch or 1) > FEWEST_CROPS else ""
+        raise ReidError(
+            f"--crops {asked}: int8 takes its ranges from at least {least} crops, a batch's of them at a "
+            f"time; give more{fewer}"
+        )
+    if there < least:
+        raise ReidError(
+            f"int8 takes its ranges from at least {least} training crops, {args.dataset} has {there}: give "
+            "another --dataset"
+        )
+
+
+def reduced(args: argparse.Namespace, model: ReidModel, train: Sequence[Sample]) -> ReidModel:
     """With the branches and the length of embeddings that the command asks for."""
     if args.branches:
         model = model.with_branches(args.branches)
@@ -131,7 +151,7 @@ def compile_rknn(
 def add_pack(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument("weights", metavar="MODEL", help="a trained model.safetensors")
     parser.add_argument("output", metavar="FILE", help="the file to write")
-    add_slim(parser)
+    add_projection(parser)
     add_data(parser, readers)
 
 
@@ -148,12 +168,14 @@ def add_export(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, required=True, help="for onnxruntime, OpenVINO, libtorch or Rockchip's NPU"
     )
-    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32, of rknn fp16)")
-    parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="of rknn (default: rk3588)")
-    parser.add_argument("--batch", type=batch, metavar="N|dynamic", help="images a run (default: dynamic, any number)")
-    add_slim(parser)
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: fp32; rknn: fp16)")
+    parser.add_argument("--platform", choices=("rk3588", "rk3566"), default="rk3588", help="for rknn (default: rk3588)")
     parser.add_argument(
-        "--people", type=int, metavar="N", help="prove on so many of the query's people, drawn (default: all)"
+        "--batch", type=batch, metavar="N|dynamic", help="images a batch (default: dynamic, any number)"
+    )
+    add_projection(parser)
+    parser.add_argument(
+        "--people", type=int, metavar="N", help="prove on N of the query people, drawn at random (default: all)"
     )
     parser.add_argument(
         "--flip",
@@ -161,6 +183,6 @@ def add_export(parser: argparse.ArgumentParser, readers: Readers) -> None:
         help="sum the features of image and mirror image inside, as the "
         "other commands do with .safetensors; twice the work",
     )
-    parser.add_argument("--crops", type=int, metavar="N", help="of int8: training crops (default: 256, of rknn 32)")
+    parser.add_argument("--crops", type=int, metavar="N", help="for int8: training crops (default: 256; rknn: 32)")
     parser.add_argument("--output", metavar="FILE", help="(default: runs/WEIGHTS-PRECISION and the format's suffix)")
     add_data(parser, readers, "synthetic")

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from reid.cli.index import filter_of
 from reid.cli.options import add_filter, add_preset
@@ -17,11 +18,13 @@ from reid.gallery import check, export, repair
 from reid.gallery.base import Gallery
 from reid.gallery.entry import Info
 from reid.gallery.index.sq8 import LEAST
-from reid.models.encoder import Encoder
+
+if TYPE_CHECKING:
+    from reid.models.encoder import Encoder
 
 
 def gallery_command(args: argparse.Namespace) -> int:
-    """What a gallery holds, whether it is whole, and what leaves it."""
+    """Inspects and maintains a gallery: contents, checks, export, merging, removal and erasure."""
     return GALLERY[args.action](args)
 
 
@@ -36,15 +39,19 @@ def add_gallery(parser: argparse.ArgumentParser, readers: Readers) -> None:
     info = action("info", "what it holds, and who may query it")
     info.add_argument("--json", action="store_true", help="print it as JSON")
     info.add_argument(
-        "--weights", nargs="+", default=[], metavar="FILE", help="models, also exported: which of them may query it"
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="models or exports: which of them may query it",
     )
     action("check", "verify every byte; exit code 1 where something is wrong").add_argument(
         "--repair", action="store_true", help="keep every vector that is whole, drop the images of the others"
     )
     export = action("export", "write vectors.npy and entries.csv for other programs")
     export.add_argument("--output", required=True, metavar="DIR", help="a new folder")
-    export.add_argument("--parquet", action="store_true", help="one gallery.parquet instead; needs pyarrow")
-    export.add_argument("--faiss", action="store_true", help="besides, an exact faiss index with the keys as ids")
+    export.add_argument("--parquet", action="store_true", help="write one gallery.parquet instead; needs pyarrow")
+    export.add_argument("--faiss", action="store_true", help="also write an exact faiss index with the keys as ids")
     merge = action("merge", "add the images of other galleries of the same model")
     merge.add_argument("others", nargs="+", metavar="OTHER", help="galleries, which stay as they are")
     action("compact", "one file of vectors, without those of removed images")
@@ -61,10 +68,12 @@ def add_gallery(parser: argparse.ArgumentParser, readers: Readers) -> None:
 
 def info(args: argparse.Namespace) -> int:
     """What a gallery holds, and which of the models in --weights may query it."""
-    from reid.models.encoder import open_encoder
-
     known = Gallery.open(args.gallery).info()
-    asked = {weights: open_encoder(weights) for weights in args.weights}
+    asked = {}
+    if args.weights:
+        from reid.models.encoder import open_encoder
+
+        asked = {weights: open_encoder(weights) for weights in args.weights}
     values = known._asdict()
     for name in ("times", "added"):
         span = values[name]
@@ -86,7 +95,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def _learnt(known: Info) -> str:
-    """What a codec or an index was learnt from, and what was measured."""
+    """What a quantizer or an index was fitted to, and what was measured."""
     return ", ".join(f"{name.replace('_', ' ')} {_told(x)}" for name, x in (known.learnt or {}).items())
 
 

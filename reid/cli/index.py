@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reid.cli.data import images_in, read_data, refuse_or_tell
 from reid.cli.options import add_common, add_data, add_filter, add_preset, add_rerank, rerank_options
@@ -18,6 +20,11 @@ from reid.core.own_images import ImageRecord, read_table
 from reid.core.types import ReidError
 from reid.core.values import parse_pid, parse_time
 from reid.gallery.filter import Filter
+
+if TYPE_CHECKING:
+    from reid.gallery.answers import Answer
+
+_LONGEST = 150  # bytes of a query's name in its picture's
 
 
 def index_command(args: argparse.Namespace) -> None:
@@ -88,6 +95,10 @@ def search_command(args: argparse.Namespace) -> None:
         gallery.check_model(embedder.fingerprint)
     calibration = calibration_of(embedder.card, embedder.fingerprint) if embedder is not None else None
     images = images_in(args.query) if args.output else args.query
+    bad = find_bad(images) if args.output else {}
+    for path, reason in bad.items():
+        print(f"warning: left out {path}: {reason}", file=sys.stderr)
+    images = [image for image in images if image not in bad]
     if args.key:
         vectors = answers.fuse(gallery.vectors(args.key))
         images = [place(gallery.entry(args.key[0]).path)]
@@ -109,7 +120,8 @@ def search_command(args: argparse.Namespace) -> None:
     if args.output:
         write_text(args.output, answers.as_csv(images, found.answers))
         answered = sum(map(bool, found.answers))
-        return print(f"{len(images)} searches, {answered} with an answer: {args.output}")
+        left = f", {len(bad)} images could not be read" if bad else ""
+        return print(f"{len(images)} searches, {answered} with an answer{left}: {args.output}")
     [listed] = found.answers
     if args.json:
         print(json.dumps([answers.as_dict(answer) for answer in listed], indent=2))
@@ -121,11 +133,26 @@ def search_command(args: argparse.Namespace) -> None:
         )
     else:
         print(answers.as_table(listed))
+    if not args.no_picture:
+        _draw(images[0], listed, args)
+
+
+def _draw(query: str, listed: Sequence[Answer], args: argparse.Namespace) -> None:
+    """The ranked list as a picture. Where it cannot be written there is a warning: the answer was given already."""
     from reid.report.sheets import Tile, draw_search
 
-    picture = Path(args.picture or f"search-{Path(images[0]).stem}.png")
-    draw_search(images[0], [Tile(e.path, s, e.pid, e.camid) for e, s, _ in listed], picture)
-    print(f"picture: {picture}", file=sys.stderr if args.json else sys.stdout)
+    name = os.fsdecode(os.fsencode(Path(query).stem)[:_LONGEST].decode("utf-8", "ignore").encode())
+    picture = Path(args.picture or f"search-{name}.png")
+    try:
+        draw_search(query, [Tile(e.path, s, e.pid, e.camid) for e, s, _ in listed], picture)
+    except OSError as error:
+        print(
+            f"warning: no picture at {picture} ({error.strerror or error}): name another place with --picture, or "
+            "leave it out with --no-picture",
+            file=sys.stderr,
+        )
+    else:
+        print(f"picture: {picture}", file=sys.stderr if args.json else sys.stdout)
 
 
 def _check_search(args: argparse.Namespace) -> None:
@@ -172,7 +199,7 @@ def add_search(parser: argparse.ArgumentParser, readers: Readers) -> None:
         "query",
         nargs="*",
         metavar="QUERY",
-        help="images of one person, joined into one search; with --output images and folders of them, a search each",
+        help="images of one person, used as one query; with --output, images and folders, one query each",
     )
     parser.add_argument(
         "--key",
@@ -180,7 +207,7 @@ def add_search(parser: argparse.ArgumentParser, readers: Readers) -> None:
         action="append",
         default=[],
         metavar="N",
-        help="instead of QUERY an image in the gallery; may be repeated, of one person",
+        help="query by an image in the gallery, by its key; repeatable, for several of one person",
     )
     parser.add_argument("--top-k", type=int, default=10, metavar="K", help="how many images to show (default: 10)")
     parser.add_argument(
@@ -205,6 +232,7 @@ def add_search(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument("--weights", metavar="FILE", help="the model (default: the gallery's own copy)")
     parser.add_argument("--root", metavar="OLD=NEW", help="where images lie now that were indexed in the folder OLD")
     parser.add_argument("--picture", metavar="FILE", help="where the ranked list is drawn (default: search-QUERY.png)")
+    parser.add_argument("--no-picture", action="store_true", help="draw none")
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
     parser.add_argument("--output", metavar="FILE.csv", help="write the answers of many searches to a table")
     add_common(parser, images=False)

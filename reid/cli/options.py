@@ -25,6 +25,26 @@ def add_data_root(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_datasets(parser: argparse.ArgumentParser, readers: Readers, default: str, what: str) -> None:
+    """One data set or several; `reid.cli.data.read_sets` reads them."""
+    names = ", ".join(readers.DATASETS)
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        default=[default],
+        metavar="NAME",
+        help=f"one or more of {names} (default: {default}); {what}",
+    )
+    parser.add_argument(
+        "--data-root",
+        nargs="+",
+        default=["data"],
+        metavar="DIR",
+        help="a data set's own folder, or "
+        "the folder that holds it; one for all data sets, or one for each (default: data)",
+    )
+
+
 def add_common(parser: argparse.ArgumentParser, *, images: bool = True) -> None:
     if images:
         parser.add_argument("--skip-bad", action="store_true", help="leave unreadable images out, and say which")
@@ -50,7 +70,7 @@ def add_recipe(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    add_recipe(parser, "configs/DATASET.yaml")
+    add_recipe(parser, "configs/DATASET.yaml, of several data sets the first one's")
     parser.add_argument(
         "--pretrained",
         metavar="FILE",
@@ -72,7 +92,7 @@ def add_seeds(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="N",
         help="run the recipe with each of these seeds, in "
-        "OUTPUT/seed-N, and tell their mean and standard deviation (default: its own seed, in "
+        "OUTPUT/seed-N, and report their mean and standard deviation (default: its own seed, in "
         "OUTPUT)",
     )
 
@@ -83,14 +103,14 @@ def add_output(parser: argparse.ArgumentParser, default: str) -> None:
 
 def add_rerank(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--rerank", action="store_true", help=what)
-    parser.add_argument("--k1", type=int, metavar="K", help="of re-ranking: neighbours (default: 20)")
-    parser.add_argument("--k2", type=int, metavar="K", help="of re-ranking: neighbours averaged over (default: 6)")
+    parser.add_argument("--k1", type=int, metavar="K", help="re-ranking: nearest neighbours considered (default: 20)")
+    parser.add_argument("--k2", type=int, metavar="K", help="re-ranking: nearest neighbours averaged (default: 6)")
     parser.add_argument(
         "--lambda",
         type=float,
         dest="lambda_",
         metavar="L",
-        help="of re-ranking: weight of the original distance, above 0 to 1 (default: 0.3)",
+        help="re-ranking: weight of the original distance, above 0 to 1 (default: 0.3)",
     )
 
 
@@ -99,7 +119,7 @@ def rerank_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {"k1": args.k1, "k2": args.k2, "lambda_": args.lambda_}
     parameters = {name: value for name, value in given.items() if value is not None}
     if parameters and not args.rerank:
-        raise ReidError("--k1, --k2 and --lambda are of re-ranking: add --rerank, or leave them out")
+        raise ReidError("--k1, --k2 and --lambda belong to re-ranking: add --rerank, or leave them out")
     return parameters
 
 
@@ -131,11 +151,11 @@ def add_preset(parser: argparse.ArgumentParser, name: str) -> None:
         type=float,
         default=0.99,
         metavar="R",
-        help="of large: the share of the nearest 10, 100 or 500 images that a search finds (default: 0.99)",
+        help="large: the share of the nearest 10, 100 or 500 images that a search finds (default: 0.99)",
     )
 
 
-def add_slim(parser: argparse.ArgumentParser) -> None:
+def add_projection(parser: argparse.ArgumentParser) -> None:
     def parts(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
@@ -143,12 +163,12 @@ def add_slim(parser: argparse.ArgumentParser) -> None:
         "--branches",
         type=parts,
         metavar="1,2",
-        help="keep only the branches of so many parts, which are smaller, faster and find less (default: all)",
+        help="keep only the MGN branches with these numbers of parts: faster, less accurate (default: all)",
     )
     parser.add_argument(
         "--dim",
         type=int,
         metavar="N",
-        help="shorten embeddings to N values, by a projection learnt "
-        "on the training images of --dataset (default: all values)",
+        help="shorten embeddings to N values, by a PCA projection fitted "
+        "to the training images of --dataset (default: all values)",
     )

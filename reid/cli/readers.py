@@ -32,22 +32,34 @@ class Readers(Protocol):
         """The report of the data doctor: `ok`, `as_dict()` and `lines()`."""
 
 
-class NoDataSets:
-    """The command line without the checkout's `datasets`: galleries, searches and exports, but no data set by name."""
+class OwnImages:
+    """One's own images alone, as the installed command reads them: the checkout's `datasets` has the benchmarks."""
 
-    DATASETS: Mapping[str, Any] = {}
+    DATASETS: Mapping[str, Any] = {"folder": None}
 
     def read(self, name: str, root: str | os.PathLike[str]) -> Splits:
-        raise ReidError(f"no data set {name!r} here: data sets are read by run_reid.py in the program's checkout")
+        if name not in self.DATASETS:
+            raise _elsewhere(f"the data set {name}")
+        from reid.core.own_images import read_own_images  # not above: it takes longer than `gallery info`
+
+        return read_own_images(root)
 
     def distractors(self, splits: Splits) -> list[Sample]:
         raise ReidError(f"{splits.name} has no distractors beside its gallery: leave --distractors out")
 
     def multi_query(self, splits: Splits) -> list[Sample]:
-        return list(splits.query)
+        asked = {(sample.pid, sample.camid) for sample in splits.query}
+        return sorted(s for s in [*splits.query, *splits.gallery] if (s.pid, s.camid) in asked)
 
     def examine(self, splits: Splits) -> Any:
-        raise ReidError("check-data is a command of run_reid.py in the program's checkout")
+        raise _elsewhere("check-data")
 
 
-OWN = NoDataSets()
+def _elsewhere(what: str) -> ReidError:
+    return ReidError(
+        f"the installed command reads one's own images (--dataset folder) alone; for {what} run "
+        "`python run_reid.py` in a checkout of the program with the same words"
+    )
+
+
+OWN = OwnImages()

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
-import json
+import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reid.core.files import locked, write_json, write_text
-from reid.core.types import ReidError, Splits
-from reid.training import config as recipes
+from reid.core.files import locked, read_object, sweep, write_json, write_text
+from reid.core.tables import csv_text
+from reid.core.types import ReidError, Sample, Splits
 
 if TYPE_CHECKING:
     from reid.models.embedder import Embedder
     from reid.training.config import Config, PretrainConfig
 
 
-DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "scgnet_s.safetensors"
+def shipped(folder: str) -> Path:
+    """A folder that comes with the program: of the package where it is installed, else of the checkout."""
+    installed = Path(__file__).parents[1] / folder
+    return installed if installed.is_dir() else Path(__file__).parents[2] / folder
+
+
+DEFAULT_WEIGHTS = shipped("weights") / "scgnet_s.safetensors"
 
 
 class RunFile:
@@ -45,20 +49,42 @@ def run_of(
     weights: str | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """What makes a run on people this one and not another."""
+    """What makes a run on people this one and not another. With weights nothing is trained: only what is scored counts,
+    and of a model its fingerprint."""
     from reid.core.files import identity
-    from reid.models.checkpoint import file_digest
 
+    samples: list[Sample] = [*splits.query, *splits.gallery]
+    given = recipe = None
+    if weights:
+        from reid.models import checkpoint
+
+        given = checkpoint.identity(weights)
+    elif config:
+        from reid.training import config as recipes
+
+        samples = [*splits.train, *samples]
+        recipe = recipes.as_dict(config)
     return {
         "kind": kind,
         "dataset": splits.name,
         "data_root": splits.root,
-        "data": identity([s.path for s in [*splits.train, *splits.query, *splits.gallery]]),
+        "data": identity([sample.path for sample in samples]),
         "skip_bad": args.skip_bad,
-        "weights": file_digest(weights) if weights else None,
-        "recipe": recipes.as_dict(config) if config and not weights else None,
+        "weights": given,
+        "recipe": recipe,
         **more,
     }
+
+
+def label_of(splits: Splits, name: str | None = None) -> str:
+    """A data set's part of an output folder's name: of one's own images also their folder's name and which it is.
+
+    name: what the set is called beside others of the command.
+    """
+    if splits.name != "folder":
+        return name or splits.name
+    root = os.path.abspath(splits.root)
+    return f"folder-{os.path.basename(root)}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:6]}"
 
 
 @contextlib.contextmanager
@@ -81,11 +107,9 @@ def run_lock(output: Path, now: dict[str, Any], config: Config | PretrainConfig 
             held.enter_context(locked(output / ".lock"))
         except BlockingIOError:
             raise ReidError(f"another process works in {output}: wait for it, or give another --output") from None
+        sweep(facts.file)
         if facts.file.exists():
-            try:
-                then = json.loads(facts.file.read_text(encoding="utf-8"))
-            except ValueError:
-                raise ReidError(f"{facts.file} is damaged: give another --output") from None
+            then = read_run(facts.file)
             refuse_other_run(now, then, output)
             facts.values = then
         elif {path.name for path in output.iterdir()} - {".lock"}:
@@ -93,14 +117,30 @@ def run_lock(output: Path, now: dict[str, Any], config: Config | PretrainConfig 
         else:
             facts.keep()
             if config:
+                from reid.training import config as recipes
+
                 write_text(output / "config.yaml", recipes.dump(config))
         yield facts
+
+
+def read_run(file: Path) -> dict[str, Any]:
+    """What `RunFile` wrote. ReidError where it is damaged."""
+    try:
+        values = read_object(file)
+        speed = values.get("embed_images_per_second")
+        if not isinstance(values.get("recipe"), dict | None) or not isinstance(speed, int | float | None):
+            raise ReidError(f"{file} is damaged (expected a recipe and a speed)")
+    except ReidError as error:
+        raise ReidError(f"{error}: give another --output") from None
+    return values
 
 
 def refuse_other_run(now: dict[str, Any], then: dict[str, Any], output: Path) -> None:
     changed = {key: (then.get(key), value) for key, value in now.items() if key != "recipe" and then.get(key) != value}
     mine, theirs = now.get("recipe"), then.get("recipe")
     if mine and theirs:
+        from reid.training import config as recipes
+
         changed |= recipes.differences(mine, theirs)
     elif mine != theirs:
         changed["recipe"] = ("one" if theirs else None, "one" if mine else None)
@@ -116,11 +156,7 @@ def model_name(weights: str) -> str:
 
 
 def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    held = io.StringIO(newline="")
-    writer = csv.writer(held, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(file, held.getvalue().encode("utf-8", "backslashreplace").decode())  # paths may hold any bytes
+    write_text(file, csv_text(header, rows))
 
 
 def default_weights() -> Path:
@@ -143,8 +179,11 @@ def load_embedder(weights: str | Path, args: argparse.Namespace) -> Embedder:
 
 
 def first_process() -> bool:
-    """Whether this is the only process, or the first of those that torchrun started: the one that writes and tells."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this is the only process, or the first of those that torchrun started: the one that writes and tells.
+
+    RANK alone says nothing: batch systems set it, too, for programs that know nothing of each other.
+    """
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager

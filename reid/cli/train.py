@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.cli.data import check_images, check_name, read_data
+from reid.cli.data import all_of, check_names, check_scorable, check_sets, read_sets
 from reid.cli.evaluate import embed_splits, report, score
-from reid.cli.options import add_common, add_data, add_output, add_recipe, add_seeds, add_training
+from reid.cli.options import add_common, add_datasets, add_output, add_recipe, add_seeds, add_training
 from reid.cli.readers import Readers
-from reid.cli.runs import first_process, first_rank_first, load_embedder, run_lock, run_of
+from reid.cli.runs import RunFile, first_process, first_rank_first, load_embedder, model_name, run_lock, run_of, shipped
 from reid.core.files import write_text
 from reid.core.types import ReidError, Sample, Splits
 from reid.training import config as recipes
@@ -27,52 +27,94 @@ if TYPE_CHECKING:
     from reid.training.train import Trained
 
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = shipped("configs")
 
 
 def main_command(args: argparse.Namespace) -> None:
     """Data -> training -> embeddings -> scores -> gallery -> report; with --seeds once with each."""
     if args.seeds and args.weights:
         raise ReidError("--seeds are of training, and with --weights nothing is trained: leave one of them out")
-    splits, runs = plan(args)
+    if args.weights:
+        with first_rank_first():
+            sets = read_sets(args)
+        return main_job(args, sets, None, Path(args.output or f"runs/{'+'.join(sets)}-{model_name(args.weights)}"))
+    sets, runs = plan(args)
     for output, config in runs.values():
-        main_job(args, splits, config, output)
-    if args.seeds and first_process():
+        main_job(args, sets, config, output)
+    for name in sets if args.seeds and first_process() else ():
         from reid.report.results import MEASURES, read_results
 
-        scores = np.array([np.nanmean(run.values, axis=1) for run in read_results([o for o, _ in runs.values()])])
-        tell_seeds(runs, "percent", dict(zip(MEASURES, (100 * scores).T.tolist())), ".1f")
+        found = read_results([places(output, sets)[name] for output, _ in runs.values()])
+        scores = np.array([np.nanmean(run.values, axis=1) for run in found])
+        of = "" if len(sets) == 1 else name
+        tell_seeds(runs, "percent", dict(zip(MEASURES, (100 * scores).T.tolist())), ".1f", of)
 
 
-def main_job(args: argparse.Namespace, splits: Splits, config: Config, output: Path) -> None:
-    with run_lock(output, run_of("training", splits, args, config, weights=args.weights), config) as facts:
-        if (output / "metrics.json").exists():
-            print(f"finished already, nothing to do: {output}/report.md")
+def main_job(args: argparse.Namespace, sets: Mapping[str, Splits], config: Config | None, output: Path) -> None:
+    where = places(output, sets)
+    with run_lock(output, run_of("training", all_of(sets), args, config, weights=args.weights), config) as facts:
+        if (output / ("metrics.json" if len(sets) == 1 else "scores.txt")).exists():
+            print(f"finished already, nothing to do: {', '.join(f'{place}/report.md' for place in where.values())}")
             return print((output / "scores.txt").read_text(encoding="utf-8"))
         weights, trained = args.weights, None
-        if weights:
-            splits = check_images(splits, output, args.skip_bad)
+        if config is None:
+            sets = check_sets(sets, output, args.skip_bad, ("query", "gallery"))
         else:
-            splits, trained = train_on(splits, config, output, args)
+            for splits in sets.values():
+                check_scorable(splits)
+            sets, trained = train_on(sets, config, output, args)
             weights = trained.path
         if not first_process():
             return
-        embedder = load_embedder(weights, args)
-        query, gallery = embed_splits(embedder, splits, output, facts)
-        scores, _ = score(query, gallery, splits)
+        embedder, scores = load_embedder(weights, args), {}
+        for name, splits in sets.items():
+            scores[name] = score_set(splits, where[name], embedder, Path(weights), facts, args, trained)
         if trained:
-            keep_scores(trained.path, splits, scores)
-        build_gallery(output / "gallery", embedder, Path(weights), splits.gallery, gallery)
-        report(embedder, splits, scores, query, gallery, output, facts, weights=args.weights, trained=trained)
-        print(f"searchable gallery: {output}/gallery\nreport: {output}/report.md")
+            keep_scores(trained.path, sets, scores)
+        if len(sets) > 1:
+            table = scores_table(scores)
+            write_text(output / "scores.txt", table + "\n")
+            print("\n" + table)
+
+
+def places(output: Path, sets: Mapping[str, Splits]) -> dict[str, Path]:
+    """Where the scores, gallery and report of each data set are: of one in the run's folder, else in folders of it."""
+    return {name: output if len(sets) == 1 else output / name for name in sets}
+
+
+def score_set(
+    splits: Splits,
+    output: Path,
+    embedder: Embedder,
+    weights: Path,
+    facts: RunFile,
+    args: argparse.Namespace,
+    trained: Trained | None,
+) -> Scores:
+    """Scores a model on one data set; its gallery and report are written to `output`."""
+    output.mkdir(exist_ok=True)
+    query, gallery = embed_splits(embedder, splits, output, facts)
+    scores, _ = score(query, gallery, splits)
+    build_gallery(output / "gallery", embedder, weights, splits.gallery, gallery)
+    report(embedder, splits, scores, query, gallery, output, facts, weights=args.weights, trained=trained)
+    print(f"searchable gallery: {output}/gallery\nreport: {output}/report.md")
+    return scores
+
+
+def scores_table(scores: Mapping[str, Scores]) -> str:
+    """A row a data set."""
+    from reid.core.tables import aligned_table
+
+    rows = [[name, *(f"{x:.1%}" for x in (s.rank1, s.rank5, s.rank10, s.mAP, s.mINP))] for name, s in scores.items()]
+    return aligned_table(("data set", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP"), rows)
 
 
 def train_command(args: argparse.Namespace) -> None:
     """Trains by a recipe and writes OUTPUT/model.safetensors; with --seeds a model of each, OUTPUT/seed-N/..."""
-    (splits, runs), rows = plan(args), []
+    (sets, runs), rows = plan(args), []
     for output, config in runs.values():
-        with run_lock(output, run_of("training", splits, args, config), config):
-            trained = train_on(splits, config, output, args)[1]
+        with run_lock(output, run_of("training", all_of(sets), args, config), config):
+            trained = train_on(sets, config, output, args)[1]
             print(f"model: {trained.path}")
             if first_process():
                 rows.append(summary(trained, config))
@@ -91,20 +133,20 @@ def summary(trained: Trained, config: Config) -> dict[str, float | None]:
     return found
 
 
-def plan(args: argparse.Namespace) -> tuple[Splits, dict[int, tuple[Path, Config]]]:
-    """The data, and by its seed the folder and the recipe of each run that is asked for.
+def plan(args: argparse.Namespace) -> tuple[dict[str, Splits], dict[int, tuple[Path, Config]]]:
+    """The data sets, and by its seed the folder and the recipe of each run that is asked for.
 
     With --seeds the folders are claimed here once, so that one of another recipe is refused before hours are spent on
     those before it.
     """
     from reid.report.results import seed_folder
 
-    check_name(args)
+    labels = check_names(args)
     config = read_recipe(args)
-    output = Path(args.output or f"runs/{args.dataset}-{config.backbone}")
+    output = Path(args.output or f"runs/{'+'.join(labels)}-{config.backbone}")
     if not args.seeds:
         with first_rank_first():
-            return read_data(args), {config.seed: (output, config)}
+            return read_sets(args), {config.seed: (output, config)}
     if any(override.partition("=")[0].strip() == "seed" for override in args.set):
         raise ReidError("--seeds and --set seed=N both give the seed: leave --set seed=N out")
     if len(set(args.seeds)) < len(args.seeds):
@@ -121,11 +163,11 @@ def plan(args: argparse.Namespace) -> tuple[Splits, dict[int, tuple[Path, Config
         for seed in args.seeds
     }
     with first_rank_first():
-        splits = read_data(args)
+        sets = read_sets(args)
     for folder, recipe in runs.values():
-        with run_lock(folder, run_of("training", splits, args, recipe), recipe):
+        with run_lock(folder, run_of("training", all_of(sets), args, recipe), recipe):
             pass
-    return splits, runs
+    return sets, runs
 
 
 def tell_seeds(
@@ -133,14 +175,16 @@ def tell_seeds(
     unit: str,
     columns: Mapping[str, Sequence[float | None]],
     form: str,
+    dataset: str = "",
 ) -> None:
-    """Prints the table of all seeds, which OUTPUT/seeds.txt keeps; see `seeds_table`."""
+    """Prints the table of all seeds, of one of several data sets, which OUTPUT/seeds.txt or OUTPUT/seeds-DATASET.txt
+    keeps; see `seeds_table`."""
     from reid.report.compare_tables import seeds_table
 
     folder = next(iter(runs.values()))[0].parent
     table = seeds_table(list(runs), columns, form)
-    write_text(folder / "seeds.txt", table + "\n")
-    print(f"\n{folder} ({unit}):\n{table}")
+    write_text(folder / (f"seeds-{dataset}.txt" if dataset else "seeds.txt"), table + "\n")
+    print(f"\n{folder} ({dataset + ', ' if dataset else ''}{unit}):\n{table}")
 
 
 def pretrain_command(args: argparse.Namespace) -> None:
@@ -173,34 +217,51 @@ def read_recipe(args: argparse.Namespace) -> Config:
         overrides.append(f"pretrained={json.dumps(args.pretrained)}")
     if args.holdout is not None:
         overrides.append(f"holdout={args.holdout}")
-    config = recipes.load(args.config or CONFIGS / f"{args.dataset}.yaml", overrides)
+    config = recipes.load(args.config or CONFIGS / f"{args.dataset[0]}.yaml", overrides)
     from reid.models import backbones
 
     backbones.get(config.backbone)
     return config
 
 
-def train_on(splits: Splits, config: Config, output: Path, args: argparse.Namespace) -> tuple[Splits, Trained]:
-    """Trains on what can be read of the data, alone or as one of torchrun's processes."""
+def train_on(
+    sets: Mapping[str, Splits], config: Config, output: Path, args: argparse.Namespace
+) -> tuple[dict[str, Splits], Trained]:
+    """Trains on what can be read of the data sets, alone or as one of torchrun's processes."""
     from reid.models.card import start_note
+    from reid.training.domains import join
     from reid.training.train import train
 
     note = start_note(recipes.as_dict(config))
     if note and first_process():
         print(note)
     with first_rank_first():
-        splits = check_images(splits, output.parent if args.seeds else output, args.skip_bad)  # once for all seeds
-    return splits, train(splits.train, config, output, name=splits.name, device=args.device)
+        left = check_sets(sets, output.parent if args.seeds else output, args.skip_bad)  # once for all seeds
+    samples, domains = join({name: splits.train for name, splits in left.items()})
+    trained = train(
+        samples,
+        config,
+        output,
+        name=all_of(left).name,
+        domains=domains if len(left) > 1 else None,
+        terms={splits.name: splits.terms for splits in left.values() if splits.terms},
+        device=args.device,
+    )
+    return left, trained
 
 
-def keep_scores(path: Path, splits: Splits, scores: Scores) -> None:
-    """Writes the scores into the card of the model file."""
+def keep_scores(path: Path, sets: Mapping[str, Splits], scores: Mapping[str, Scores]) -> None:
+    """Writes the scores into the card of the model file: of several data sets those of each by name."""
     from reid.models.model import load_model, save_model
 
     model = load_model(path)
     keys = ("rank1", "rank5", "rank10", "mAP", "mAP_trapezoid", "mINP")
-    named = {"dataset": splits.name, "official_split": splits.official_split}
-    model.card["scores"] = named | {key: getattr(scores, key) for key in keys}
+    by_name = {
+        name: {"dataset": splits.name, "official_split": splits.official_split}
+        | {key: getattr(scores[name], key) for key in keys}
+        for name, splits in sets.items()
+    }
+    model.card["scores"] = by_name if len(by_name) > 1 else next(iter(by_name.values()))
     save_model(model, path)
 
 
@@ -226,16 +287,16 @@ def build_gallery(folder: Path, embedder: Embedder, weights: Path, samples: list
 
 
 def add_main(parser: argparse.ArgumentParser, readers: Readers) -> None:
-    add_data(parser, readers, "synthetic")
+    add_datasets(parser, readers, "synthetic", "several are trained on together, and each is scored by itself")
     add_training(parser)
     add_seeds(parser)
     parser.add_argument("--weights", metavar="FILE", help="a trained model.safetensors; nothing is trained then")
-    add_output(parser, "runs/DATASET-BACKBONE")
+    add_output(parser, "runs/DATASET-BACKBONE, with --weights runs/DATASET-WEIGHTS")
     add_common(parser)
 
 
 def add_train(parser: argparse.ArgumentParser, readers: Readers) -> None:
-    add_data(parser, readers, "synthetic")
+    add_datasets(parser, readers, "synthetic", "several are trained on together")
     add_training(parser)
     add_seeds(parser)
     add_output(parser, "runs/DATASET-BACKBONE")

@@ -12,6 +12,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import re
 import threading
 import warnings
 from collections import deque
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from reid.core.files import open_regular
@@ -45,6 +46,7 @@ if find_spec("PIL._avif"):  # Pillow from 11.3, where it was built with it
     FORMATS["AVIF"] = (".avif",)
 _FORMATS = tuple(FORMATS)
 SUFFIXES = tuple(sorted(suffix for suffixes in FORMATS.values() for suffix in suffixes))  # lower case
+_SUFFIXES = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})+$", re.IGNORECASE)  # as in Market-1501 also .jpg.jpg
 MAX_PIXELS = 8192 * 8192  # of an image; decoding takes about 12 bytes a pixel
 MAX_BYTES = 1 << 29  # of a file: MAX_PIXELS of 16-bit RGB, as they are
 _SMALL = 1 << 20  # pixels up to which images are decoded side by side without a count
@@ -127,7 +129,7 @@ def _decoded(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
                 upright = _upright(image, name)
             except ReidError:
                 raise
-            except Image.UnidentifiedImageError:
+            except UnidentifiedImageError:
                 empty = os.fstat(file.fileno()).st_size == 0
                 reason = "is empty (0 bytes)" if empty else f"is not an image ({', '.join(FORMATS)})"
                 raise UnreadableImage(name, reason) from None
@@ -332,6 +334,15 @@ def is_ignored(name: str) -> bool:
     """Whether a name is of what systems leave in folders of images: hidden files, Thumbs.db, @eaDir and the like."""
     lower = name.lower()
     return lower.startswith(".") or lower.endswith(".db") or lower in _LITTER
+
+
+def stem(name: str) -> str:
+    """`name` without the suffixes of an image.
+
+    >>> stem("0001_c1s1_001051_00.jpg.JPG")
+    '0001_c1s1_001051_00'
+    """
+    return _SUFFIXES.sub("", name)
 
 
 def is_image(name: str) -> bool:

@@ -58,7 +58,8 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "2,1": of the outermost level, and within
+    return int(first) if first.isdecimal() and int(first) > 0 else os.cpu_count() or 1
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 JUNK = -1  # pid of a gallery image that the protocol ignores (a bad box of somebody)
+ANY_CAMERA = -1  # camid of a query that images by its own camera may answer
 DISTRACTOR = 0  # pid of a gallery image that is nobody of the query set: always a wrong answer
 
 
@@ -28,6 +29,9 @@ class Sample(NamedTuple):
     camid: int  # camera as the file name counts it: "c1" is 1
 
 
+FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}  # of Market-1501, by split
+
+
 class Splits(NamedTuple):
     """A data set as its protocol divides it. Every list is sorted by path."""
 
@@ -38,6 +42,7 @@ class Splits(NamedTuple):
     gallery: list[Sample]
     official_split: bool | None  # counts equal the published ones; None where none are published
     warnings: list[str]  # what a run should say aloud, e.g. which counts differ
+    terms: str = ""  # on which the data may be used, as its authors say; a model trained on it carries them
 
 
 class Ranking(NamedTuple):

@@ -54,7 +54,8 @@ class Deployed(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) -> (B, D), not of unit length."""
-        return self.projection(self.readout(self.maps(images)))
+        vectors: Tensor = self.projection(self.readout(self.maps(images)))
+        return vectors
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = pixels.permute(0, 3, 1, 2)

@@ -171,7 +171,8 @@ def load(path: Path) -> Runtime:
     name = session.get_inputs()[0].name
 
     def run(pixels: np.ndarray) -> np.ndarray:
-        return session.run(None, {name: pixels})[0]
+        rows: np.ndarray = session.run(None, {name: pixels})[0]
+        return rows
 
     return Runtime(run, card, batch if isinstance(batch, int) else None)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from reid.core.files import write_json
+from reid.core.files import folder_beside, write_json
 from reid.core.tables import aligned_table
 from reid.core.types import ReidError, Sample
 from reid.export.request import Request
-from reid.models.card import NO_FLIP
+from reid.models.card import NO_FLIP, without_places
 from reid.models.embedder import Embedder
 from reid.models.encoder import Encoder
 from reid.models.exported import FORMATS, Exported, module_of
@@ -139,29 +138,28 @@ def export(
         raise ReidError("int8 takes its ranges from training crops, the data set has none: give another --dataset")
     module = module_of(request.format)
     built = module.build(model, request, crops)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        file = Path(folder) / path.name
+    with folder_beside(path) as folder:
+        file = folder / path.name
         card = card_of(model, request)
         module.save(built, file, json.dumps(card))
         proof = reference().prove(Exported(file, module.load(file)))
         card["fingerprint"] = fingerprint_of(card, proof)
         card["export"]["proof"] = asdict(proof)
         module.save(built, file, json.dumps(card))
-        parts = sorted(Path(folder).iterdir(), key=lambda part: part == file)  # the file that names others comes last
+        parts = sorted(folder.iterdir(), key=lambda part: part == file)  # the file that names others comes last
         size = sum(part.stat().st_size for part in parts)
+        told = {"fingerprint": card["fingerprint"], "bytes": size, **card["export"]}
+        write_json(path.with_name(f"{path.name}.json"), told)  # before the model: where that is, its proof is, too
         for part in parts:
             os.replace(part, path.with_name(part.name))
-    write_json(
-        path.with_name(f"{path.name}.json"), {"fingerprint": card["fingerprint"], "bytes": size, **card["export"]}
-    )
     return proof
 
 
 def card_of(model: ReidModel, request: Request) -> dict[str, Any]:
     """The card of an export: the model's and what was asked. A calibration is of embeddings with the mirror image."""
     card = {key: value for key, value in model.card.items() if request.flip or key != "calibration"}
-    return card | {
+    whole: dict[str, Any] = without_places(card)
+    return whole | {
         "fingerprint": model.fingerprint + ("" if request.flip else NO_FLIP),
         "export": asdict(request) | {"dimension": model.dimension, "pixels": "RGB uint8 (B, height, width, 3)"},
     }
@@ -171,4 +169,4 @@ def fingerprint_of(card: Mapping[str, Any], proof: Proof) -> str:
     """Of an exported file: the model's where its queries keep the model's scores on the model's gallery (AGREES), and
     one of its own where they do not, so that no gallery compares the two."""
     own = f"-{card['export']['format']}-{card['export']['precision']}-{proof.digest}"
-    return card["fingerprint"] + ("" if proof.agrees else own)
+    return f"{card['fingerprint']}{'' if proof.agrees else own}"

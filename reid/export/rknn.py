@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reid.core.files import write_json
+from reid.core.files import folder_beside, write_json
 from reid.core.types import ReidError
 from reid.export.graph import Deployed
 from reid.export.npu import for_npu
-from reid.export.onnx import OPSET, need, quiet
+from reid.export.onnx import OPSET, quiet
 from reid.export.proof import Proof, Reference, card_of, fingerprint_of
 from reid.export.request import Request
 from reid.export.rockchip import PLATFORMS, compiled, compiler
-from reid.models.exported import FORMATS, Exported, Runtime
+from reid.models.exported import FORMATS, Exported, Runtime, need
 from reid.models.model import ReidModel
 
 
@@ -85,9 +84,8 @@ def export_rknn(
     mean, std = (tuple((255 * values).flatten().tolist()) for values in (model.mean, model.std))
     network, pieces = for_npu(model.card["architecture"]["backbone"], Embedding(model), platform, precision)
     card = card_of(model, Request("rknn", precision, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        onnx, file = Path(folder) / "model.onnx", Path(folder) / path.name
+    with folder_beside(path) as folder:
+        onnx, file = folder / "model.onnx", folder / path.name
         write_onnx(network, model.input_size, onnx)
         with compiled(
             onnx, file, platform, precision, mean=mean, std=std, calibration=calibration, algorithm=algorithm
@@ -95,7 +93,8 @@ def export_rknn(
 
             def run(pixels: np.ndarray) -> np.ndarray:
                 rows = made.simulate(pixels)
-                return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+                rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+                return rows
 
             proof = reference().prove(Exported(file, Runtime(run, json.dumps(card), None)), timed=False)
         told = {
@@ -112,6 +111,6 @@ def export_rknn(
             "estimated_cycles_with_copies": round(made.cycles_with_copies),
             "operators": [asdict(operator) for operator in made.operators],
         }
+        write_json(path.with_name(f"{path.name}.json"), told)  # before the model: where that is, its proof is, too
         os.replace(file, path)
-    write_json(path.with_name(f"{path.name}.json"), told)
     return proof, told

@@ -47,6 +47,7 @@ def load(path: Path) -> Runtime:
 
     @torch.inference_mode()
     def run(pixels: np.ndarray) -> np.ndarray:
-        return network(torch.from_numpy(pixels)).numpy()
+        rows: torch.Tensor = network(torch.from_numpy(pixels))
+        return rows.numpy()
 
     return Runtime(run, card.decode() if isinstance(card, bytes) else card, None)

@@ -29,6 +29,7 @@ array([0, 1, 2, 3])
 """
 
 import os
+from typing import TYPE_CHECKING, Any
 
 from reid.core.files import hash_file
 from reid.core.values import parse_age, parse_pid, parse_time, show_time
@@ -37,7 +38,6 @@ from reid.gallery.entry import Entry, Forgotten, Info
 from reid.gallery.export import export, to_faiss
 from reid.gallery.filter import Filter
 from reid.gallery.folder.presets import PRESETS
-from reid.gallery.rerank import search_reranked
 from reid.retrieval.vectors import fuse
 
 
@@ -50,6 +50,9 @@ def repair(place: str | os.PathLike[str]) -> tuple[list[Entry], list[str]]:
     """Keeps every vector that is whole: the images that are dropped, and what is wrong still. Raises ReidError."""
     return Gallery.unread(place).repair()
 
+
+if TYPE_CHECKING:
+    from reid.gallery.rerank import search_reranked as search_reranked
 
 __all__ = [
     "PRESETS",
@@ -70,3 +73,12 @@ __all__ = [
     "show_time",
     "to_faiss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Re-ranking needs scipy, whose import takes as long as all others of a gallery: not before it is asked for."""
+    if name != "search_reranked":
+        raise AttributeError(f"module 'reid.gallery' has no attribute {name!r}")
+    from reid.gallery.rerank import search_reranked
+
+    return search_reranked

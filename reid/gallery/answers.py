@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from reid.core.tables import columns, csv_text
 from reid.core.types import ReidError
 from reid.core.values import show_time
 from reid.gallery.base import Gallery
 from reid.gallery.entry import Entry
 from reid.gallery.filter import Filter
-from reid.gallery.rerank import search_reranked
 from reid.retrieval.vectors import fuse as fuse
 
 if TYPE_CHECKING:
@@ -66,6 +64,8 @@ def search(
         if rerank is None:
             ranking = gallery.search(vectors, top_k, **options)
         else:
+            from reid.gallery.rerank import search_reranked
+
             ranking = search_reranked(gallery, vectors, top_k, **rerank, **options)
         found = [
             [
@@ -127,22 +127,20 @@ def as_dict(answer: Answer) -> dict[str, object]:
 
 
 def as_table(answers: Sequence[Answer]) -> str:
-    lines = [f"{'rank':>4}  {'score':>6}  {'prob.':>6}  {'pid':>6}  {'camera':>6}  path"]
+    lines = [["rank", "score", "prob.", "pid", "camera", "path"]]
     for rank, (entry, score, probability) in enumerate(answers, 1):
-        pid, camid = ("-" if x is None else x for x in (entry.pid, entry.camid))
+        pid, camid = ("-" if x is None else str(x) for x in (entry.pid, entry.camid))
         sure = "-" if probability is None else f"{probability:.3f}"
-        lines.append(f"{rank:4}  {score:6.3f}  {sure:>6}  {pid:>6}  {camid:>6}  {entry.path}")
-    return "\n".join(lines)
+        lines.append([str(rank), f"{score:.3f}", sure, pid, camid, entry.path])
+    return columns(lines, ">>>>><")
 
 
 def as_csv(queries: Sequence[str], found: Sequence[Sequence[Answer]]) -> str:
     """A line an answer; one with nothing but the query where nobody matches."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["query", "rank", "score", "probability", "key", "path", "pid", "camid", "time"])
+    rows: list[list[object]] = []
     for query, answers in zip(queries, found):
         if not answers:
-            table.writerow([query, *[""] * 8])
+            rows.append([query, *[""] * 8])
         for rank, (e, score, probability) in enumerate(answers, 1):
-            table.writerow([query, rank, score, probability, *e[:4], show_time(e.time)])
-    return text.getvalue().encode("utf-8", "backslashreplace").decode()
+            rows.append([query, rank, score, probability, *e[:4], show_time(e.time)])
+    return csv_text(["query", "rank", "score", "probability", "key", "path", "pid", "camid", "time"], rows)

@@ -216,25 +216,10 @@ class Gallery(ABC):
         another hash takes its place, under a new key; otherwise none of the paths may be in it (see `known`).
         """
         vectors = checked(vectors, self.dimension, f"gallery {self.place}: vectors to add")
-        columns: list[list[Any]] = [[stored(path) for path in paths]]
-        kinds: list[tuple[Any, Callable[[Any], Any]]] = [
-            (pids, as_pid),
-            (camids, as_integer),
-            (times, as_seconds),
-            (hashes, as_digest),
-            (fields, as_json),
-        ]
-        for given, convert in kinds:
-            columns.append([convert(x) for x in ([None] * len(columns[0]) if given is None else given)])
-        if len({len(vectors), *map(len, columns)}) > 1:
-            names = ("paths", "pids", "camids", "times", "hashes", "fields")
-            counts = ", ".join(f"{len(column)} {name}" for name, column in zip(names, columns))
-            raise ReidError(
-                f"gallery {self.place}: to add images, give as many of each, got {len(vectors)} vectors, {counts}"
-            )
+        rows = _as_rows(paths, pids, camids, times, hashes, fields, len(vectors), self.place)
         with self._writing() as writer:
-            replaced = self._replaced(columns[0], columns[4])
-            return self._append(writer, [vectors], list(zip(*columns)), [time.time()] * len(vectors), replaced)
+            replaced = self._replaced([row[0] for row in rows], [row[4] for row in rows])
+            return self._append(writer, [vectors], rows, [time.time()] * len(vectors), replaced)
 
     def merge(self, other: Gallery) -> tuple[int, int]:
         """Adds another gallery's images and returns how many were added, and how many left out since their path or
@@ -272,7 +257,7 @@ class Gallery(ABC):
 
     def set_preset(self, preset: str, *, recall: float = RECALL) -> None:
         """How the gallery is kept and searched from now on: "exact", "compact", "large" or "auto", see
-        `reid.gallery.folder.presets`. Learns a codec or an index on the images, which takes minutes for a million.
+        `reid.gallery.folder.presets`. Fits a quantizer or an index to the images, which takes minutes for a million.
 
         recall: of `large`, the share of the top 10, 100 or 500 that a search should find. Raises ReidError.
         """
@@ -375,3 +360,31 @@ def checked(vectors: np.ndarray, dimension: int, what: str) -> np.ndarray:
             f"{norms[row]:.6g}; divide each row by its length"
         )
     return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _as_rows(
+    paths: Sequence[Any],
+    pids: Any,
+    camids: Any,
+    times: Any,
+    hashes: Any,
+    fields: Any,
+    count: int,
+    place: str,
+) -> list[tuple[Any, ...]]:
+    """(path, pid, camid, time, hash, fields) of each of `count` images, as a gallery stores them."""
+    columns: list[list[Any]] = [[stored(path) for path in paths]]
+    kinds: list[tuple[Any, Callable[[Any], Any]]] = [
+        (pids, as_pid),
+        (camids, as_integer),
+        (times, as_seconds),
+        (hashes, as_digest),
+        (fields, as_json),
+    ]
+    for given, convert in kinds:
+        columns.append([convert(x) for x in ([None] * len(columns[0]) if given is None else given)])
+    if len({count, *map(len, columns)}) > 1:
+        names = ("paths", "pids", "camids", "times", "hashes", "fields")
+        counts = ", ".join(f"{len(column)} {name}" for name, column in zip(names, columns))
+        raise ReidError(f"gallery {place}: to add images, give as many of each, got {count} vectors, {counts}")
+    return list(zip(*columns))

@@ -99,7 +99,7 @@ class Info(NamedTuple):
     removed: int | None  # vectors of removed images, which `compact` takes out of the files
     bytes: int | None  # of the folder
     preset: str | None = None  # of a folder
-    learnt: Mapping[str, Any] | None = None  # of a codec or an index: what it was learnt from, what was measured
+    learnt: Mapping[str, Any] | None = None  # of a quantizer or an index: what it was fitted to, what was measured
 
 
 class Forgotten(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import os
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from reid.core.files import atomic_folder
+from reid.core.tables import csv_text
 from reid.core.types import ReidError
 from reid.core.values import show_time
 from reid.gallery.base import Gallery
@@ -39,12 +39,11 @@ def export(
         if parquet:
             _write_parquet(temporary / "gallery.parquet", entries, vectors(everything), gallery.dimension)
         else:
-            with (temporary / "entries.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                table = csv.writer(file)
-                table.writerow(Entry._fields)
-                for e in entries:
-                    more = json.dumps(e.fields, ensure_ascii=False)
-                    table.writerow([*e[:4], show_time(e.time), show_time(e.added), e.hash, more])
+            rows_of = [
+                [*e[:4], show_time(e.time), show_time(e.added), e.hash, json.dumps(e.fields, ensure_ascii=False)]
+                for e in entries
+            ]
+            (temporary / "entries.csv").write_text(csv_text(Entry._fields, rows_of), encoding="utf-8")
             shape = (len(entries), gallery.dimension)
             rows = np.lib.format.open_memmap(temporary / "vectors.npy", "w+", np.float32, shape)
             start = 0

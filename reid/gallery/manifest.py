@@ -41,7 +41,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise ReidError(f"gallery {folder}: cannot be read, {error.strerror}") from None
     except ValueError:
-        raise damaged(folder, f"{MANIFEST} is not JSON") from None
+        raise damaged(folder, f"{MANIFEST} is not JSON", mendable=False) from None
     return as_manifest(values, folder)
 
 
@@ -67,14 +67,16 @@ def as_manifest(values: Any, place: Path | str) -> Manifest:
     except (KeyError, TypeError, AttributeError, ValueError):
         sound = False
     if not sound:
-        raise damaged(place, f"{MANIFEST} lacks values or holds wrong ones")
+        raise damaged(place, f"{MANIFEST} lacks values or holds wrong ones", mendable=False)
     if manifest.metric != METRIC:
         raise ReidError(f"gallery {place}: has the metric {manifest.metric!r}, this program knows {METRIC!r} only")
     return manifest
 
 
-def damaged(place: Path | str, what: str) -> ReidError:
-    return ReidError(f"gallery {place}: is damaged, {what}; see gallery check --repair, or index the images again")
+def damaged(place: Path | str, what: str, *, mendable: bool = True) -> ReidError:
+    """mendable: whether `repair` does something about it."""
+    advice = "see gallery check --repair" if mendable else "which cannot be repaired: take it from a copy"
+    return ReidError(f"gallery {place}: is damaged, {what}; {advice}, or index the images again")
 
 
 @contextlib.contextmanager
@@ -89,5 +91,5 @@ def translate_errors(path: Path, *kinds: type[Exception], writing: bool = False)
         if "locked" in reason:
             reason += ": another process is reading or writing it for long, try again later"
         elif isinstance(error, sqlite3.Error) and (type(error) is not sqlite3.OperationalError or "no such" in reason):
-            raise damaged(path, f"{DATABASE} is not what was written: {reason}") from error
+            raise damaged(path, f"{DATABASE} is not what was written: {reason}", mendable=False) from error
         raise ReidError(f"gallery {path}: cannot be {failed} ({reason})") from error

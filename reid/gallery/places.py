@@ -6,7 +6,10 @@ import hashlib
 import importlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reid.gallery.base import Gallery
 
 MILVUS = ("milvus://", "milvus+https://", "milvus+lite:")
 
@@ -15,11 +18,14 @@ def is_milvus(place: str | os.PathLike[str]) -> bool:
     return os.fspath(place).startswith(MILVUS)
 
 
-def kind_of(place: str | os.PathLike[str]) -> Any:
-    """The class, of `reid.gallery.base.Gallery`, of a gallery that lies there. Imported when it is asked for."""
+def kind_of(place: str | os.PathLike[str]) -> type[Gallery]:
+    """The class of a gallery that lies there. Imported when it is asked for."""
+    kind: type[Gallery]
     if is_milvus(place):
-        return importlib.import_module("reid.gallery.milvus.gallery").MilvusGallery
-    return importlib.import_module("reid.gallery.folder.gallery").FolderGallery
+        kind = importlib.import_module("reid.gallery.milvus.gallery").MilvusGallery
+    else:
+        kind = importlib.import_module("reid.gallery.folder.gallery").FolderGallery
+    return kind
 
 
 def scratch_of(place: str | os.PathLike[str]) -> Path:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torchvision.models as tv
 from torch import Tensor, nn
 
 import scgnet
@@ -84,9 +83,11 @@ def _set_stride(stride: int, *convolutions: Any) -> None:
         convolution.stride = (stride, stride)
 
 
-def _torchvision(build: Callable[..., Any], classifier: str) -> Callable[[int], Any]:
+def _torchvision(name: str, classifier: str) -> Callable[[int], Any]:
     def make(num_classes: int) -> Any:
-        net = build(weights=None, num_classes=num_classes or 1000)
+        import torchvision.models  # here: it takes as long as torch itself
+
+        net = getattr(torchvision.models, name)(weights=None, num_classes=num_classes or 1000)
         if not num_classes:
             setattr(net, classifier, nn.Identity())
         return net
@@ -120,10 +121,10 @@ BACKBONES: dict[str, Backbone] = {
     "scgnet_s_unshifted": Backbone(partial(scgnet.scgnet_s, shift="none"), _cut_scgnet, 1024),
     "scgnet_s_uncascaded": Backbone(partial(scgnet.scgnet_s, cascade=False), _cut_scgnet, 1024),
     "scgnet_s_plain": Backbone(partial(scgnet.scgnet_s, cascade=False, shift="none"), _cut_scgnet, 1024),
-    "mobilenet_v2": Backbone(_torchvision(tv.mobilenet_v2, "classifier"), _cut_mobilenet_v2, 1280),
+    "mobilenet_v2": Backbone(_torchvision("mobilenet_v2", "classifier"), _cut_mobilenet_v2, 1280),
     "efficientnet_lite0": Backbone(EfficientNetLite0, _cut_efficientnet_lite, 1280),
-    "shufflenet_v2_x1_5": Backbone(_torchvision(tv.shufflenet_v2_x1_5, "fc"), _cut_shufflenet_v2, 1024),
-    "resnet50": Backbone(_torchvision(tv.resnet50, "fc"), _cut_resnet50, 2048),
+    "shufflenet_v2_x1_5": Backbone(_torchvision("shufflenet_v2_x1_5", "fc"), _cut_shufflenet_v2, 1024),
+    "resnet50": Backbone(_torchvision("resnet50", "fc"), _cut_resnet50, 2048),
     "osnet_x1_0": Backbone(_osnet("osnet_x1_0"), _cut_osnet, 512, stride=16),
     "osnet_x0_25": Backbone(_osnet("osnet_x0_25"), _cut_osnet, 128, stride=16),
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from reid.models import heads
@@ -37,10 +38,37 @@ def start_note(recipe: Mapping[str, Any]) -> str | None:
     return FROM_SCRATCH if recipe.get("wants_pretrained") and not recipe.get("pretrained") else None
 
 
+def without_places(value: Any) -> Any:
+    """The same JSON values, where absolute paths are the names of their files: a card says nothing of one machine.
+
+    Of a run's own file the run's folder is kept, too: "/data/runs/a/model.safetensors" is "a/model.safetensors".
+    """
+    if isinstance(value, Mapping):
+        return {key: without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(inner) for inner in value]
+    if isinstance(value, str) and os.path.isabs(value):
+        path = PurePath(value)
+        return "/".join(path.parts[1:][-2:]) if path.stem in ("model", "backbone") else path.name
+    return value
+
+
 def git_revision() -> str | None:
-    """Of the checkout that runs, "-dirty" where files differ from it; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Of the checkout that runs, "-dirty" where files differ from it.
+
+    None outside of one: also where this package is installed, or copied, into another program's repository.
+    """
+    root = Path(__file__).parents[2]
+    here = Path(__file__).relative_to(root).as_posix()
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's are of its own
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=own).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+        if git("ls-files", "--full-name", "--", here) != here:
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or None
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reid.core.files import atomic_file
 from reid.core.types import ReidError
+from reid.models.card import without_places
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -36,10 +37,25 @@ def file_digest(path: str | Path) -> str:
         raise ReidError(f"no file at {path}") from None
 
 
+def identity(path: str | Path) -> str:
+    """What tells weights apart: of a model of this program its fingerprint, which scores and a calibration in its card
+    do not change; of any other file the sha256 of its bytes. ReidError where there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        fingerprint = json.loads(header["text"])["fingerprint"] if header.get("kind") == "model" else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        fingerprint = None
+    return fingerprint if isinstance(fingerprint, str) else file_digest(path)
+
+
 def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], text: Mapping[str, Any]) -> None:
-    """Writes a file of `kind` ("model", "checkpoint"): whole or not at all. `text` is anything JSON takes."""
+    """Writes a file of `kind` ("model", "checkpoint"): whole or not at all. `text` is anything JSON takes.
+
+    It is written without the places of files, see `reid.models.card.without_places`.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"kind": kind, "text": json.dumps(text, ensure_ascii=False)}
+    header = {"kind": kind, "text": json.dumps(without_places(text), ensure_ascii=False)}
     header["sha256"] = _checksum(header, whole)
     with atomic_file(path) as temporary:
         try:

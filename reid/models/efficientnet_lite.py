@@ -49,7 +49,8 @@ class MBConv(nn.Module):
         self.adds_input = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x) if self.adds_input else self.layers(x)
+        y: Tensor = self.layers(x)
+        return x + y if self.adds_input else y
 
 
 class EfficientNetLite0(nn.Module):

@@ -167,7 +167,8 @@ class Embedder:
                 file.write(rows.tobytes())
                 total = zlib.crc32(rows.tobytes(), total)
         write_json(label, of | {"checksum": total})
-        return np.load(save, mmap_mode="r", allow_pickle=False)
+        mapped: np.ndarray = np.load(save, mmap_mode="r", allow_pickle=False)
+        return mapped
 
 
 def _checksums(rows: np.ndarray) -> np.ndarray:

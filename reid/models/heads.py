@@ -75,13 +75,14 @@ def get(name: str) -> Entry:
     return HEADS[name]
 
 
-def make(name: str, source: BackboneFactory, num_classes: int, options: Mapping[str, Any]) -> Any:
+def make(name: str, source: BackboneFactory, num_classes: int, options: Mapping[str, Any]) -> Head:
     """A head of that name, which keeps `Head`, over a backbone. Of `options` it takes its own; those that are left out
     have its defaults."""
     entry = get(name)
     build = getattr(importlib.import_module(entry.module), entry.name)
     given = {key: options[key] for key in entry.options if key in options}
-    return build(source.trunk(), source.make_branch, source.backbone.channels, num_classes, **given)
+    made: Head = build(source.trunk(), source.make_branch, source.backbone.channels, num_classes, **given)
+    return made
 
 
 def options_of(name: str, recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from reid.core.types import ReidError
 from reid.models import checkpoint, foreign, heads
@@ -34,6 +33,7 @@ class ReidModel(nn.Module):
     mean: Tensor
     std: Tensor
     projection: Tensor | None
+    head: heads.Head
 
     def __init__(self, card: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
         super().__init__()
@@ -82,7 +82,8 @@ class ReidModel(nn.Module):
         different = heads.same_options(mine, theirs)
         if different:
             told = ", ".join(f"{key} {theirs[key]} there, {mine[key]} here" for key in different)
-            raise ReidError(f"{name} is a model of another architecture ({told})")
+            as_theirs = " ".join(f"{key}={json.dumps(theirs[key], separators=(',', ':'))}" for key in different)
+            raise ReidError(f"{name} is a model of another architecture ({told}); for its own: --set {as_theirs}")
         self.head.start_from(other.head)
 
     def with_branches(self, parts: Sequence[int]) -> ReidModel:
@@ -103,7 +104,7 @@ class ReidModel(nn.Module):
                 f"the model's branches are of {', '.join(str(b[0]) for b in table)} parts, not "
                 f"{', '.join(map(str, absent)) or 'none'}"
             )
-        return self._slimmed(branches=[branch for branch in table if branch[0] in parts])
+        return self._smaller(branches=[branch for branch in table if branch[0] in parts])
 
     def with_projection(self, matrix: Tensor) -> ReidModel:
         """A model whose embeddings are this one's times a matrix (D, fewer), without classifier; it has a fingerprint
@@ -113,16 +114,16 @@ class ReidModel(nn.Module):
             raise ReidError(
                 f"the model ends in a projection to {self.dimension} values: give the model that it was made from"
             )
-        slim = self._slimmed(projection=matrix.shape[1])
-        assert slim.projection is not None
-        slim.projection.copy_(matrix)
-        return slim
+        smaller = self._smaller(projection=matrix.shape[1])
+        assert smaller.projection is not None
+        smaller.projection.copy_(matrix)
+        return smaller
 
-    def _slimmed(self, **changes: Any) -> ReidModel:
+    def _smaller(self, **changes: Any) -> ReidModel:
         card = {key: value for key, value in self.card.items() if key not in ("calibration", "scores")}
-        slim = ReidModel(card | {"architecture": self.card["architecture"] | changes, "num_classes": 0})
-        slim.start_from(self, "the model")
-        return slim.eval()
+        smaller = ReidModel(card | {"architecture": self.card["architecture"] | changes, "num_classes": 0})
+        smaller.start_from(self, "the model")
+        return smaller.eval()
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """RGB (B, 3, H, W), uint8 or [0, 1] -> zero mean, unit variance by the card."""
@@ -157,14 +158,19 @@ def check_input_size(model: ReidModel) -> None:
 
 def multiply_adds(model: ReidModel) -> int:
     """Multiply-adds of embedding one image of the model's input size: convolutions and reductions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter:
         _embed_blank(model)
-    return counter.get_total_flops() // 2
+    flops: int = counter.get_total_flops()
+    return flops // 2
 
 
 def size_of(model: ReidModel) -> dict[str, int]:
     """How large it is: "parameters", and "multiply_adds" of one image."""
-    return {"parameters": sum(p.numel() for p in model.parameters()), "multiply_adds": multiply_adds(model)}
+    shorter = 0 if model.projection is None else model.projection.numel()  # at its end, though nothing trains it
+    parameters = sum(p.numel() for p in model.parameters()) + shorter
+    return {"parameters": parameters, "multiply_adds": multiply_adds(model)}
 
 
 def _embed_blank(model: ReidModel) -> None:

@@ -1,4 +1,4 @@
-"""Shorter embeddings: a projection learnt on training images, as the model's last layer.
+"""Shorter embeddings: a projection (PCA) fitted to training images, as the model's last layer.
 
     model = shortened(load_model("model.safetensors"), paths, 512)     # a model like any other, of 512 values
 
@@ -17,13 +17,13 @@ from reid.core.types import ReidError
 from reid.models.embedder import Embedder
 from reid.models.model import ReidModel
 
-IMAGES = 8192  # that axes are learnt on, drawn of those given
+IMAGES = 8192  # that the axes are fitted to, drawn from those given
 
 
 def shortened(
     model: ReidModel, paths: Sequence[str], dim: int, *, device: str | None = None, progress: bool = False
 ) -> ReidModel:
-    """The model with a projection to `dim` values, learnt on images of training people. Raises ReidError where there
+    """The model with a projection to `dim` values, fitted to images of training people. Raises ReidError where there
     are fewer images than that, or fewer values to choose of, and where the model ends in a projection already."""
     if not 0 < dim < model.dimension:
         raise ReidError(
@@ -31,7 +31,7 @@ def shortened(
         )
     if len(paths) < dim:
         raise ReidError(
-            f"{dim:,} values are learnt on at least as many training images, not {len(paths):,}: give a "
+            f"a projection to {dim:,} values takes at least as many training images, got {len(paths):,}: give a "
             "larger data set, or fewer values"
         )
     chosen = np.random.default_rng(0).permutation(len(paths))[:IMAGES]

@@ -10,13 +10,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from reid.core.files import write_text
-from reid.core.tables import markdown_table
+from reid.core.tables import markdown_table, markdown_text
 from reid.core.types import DISTRACTOR, JUNK, Sample, Splits
 from reid.models.card import start_note
 from reid.report.metrics import MAIN_KEYS, ExtraMetrics, RunRecord, extra_metrics, measure_extra, metrics, metrics_text
@@ -26,6 +25,9 @@ from reid.report.sheets import choose_queries, draw_ranked, ranked_rows
 from reid.retrieval.bootstrap import LEVEL, RESAMPLES, intervals
 from reid.retrieval.evaluate import Scores
 from reid.retrieval.protocol import COSINE, Method
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 def write_report(
@@ -122,7 +124,11 @@ def _notice(splits: Splits) -> list[str]:
         first = "The official split: its counts equal the published ones."
     else:
         first = "There is no official split of this data set: compare only with figures measured on the same files."
-    return ["\n".join([first, *([""] if splits.warnings else []), *(f"- {warning}" for warning in splits.warnings)])]
+    return [
+        "\n".join(
+            [first, *([""] if splits.warnings else []), *(f"- {markdown_text(warning)}" for warning in splits.warnings)]
+        )
+    ]
 
 
 def _scores(splits: Splits, scores: Scores, method: Method) -> list[str]:
@@ -210,7 +216,7 @@ def _published(splits: Splits, scores: Scores, run: RunRecord) -> list[str]:
 def _training(run: RunRecord, history: Sequence[dict[str, Any]] | None) -> list[str]:
     rows: list[list[str]] = []
     if run.weights is not None:
-        rows.append(["weights given", f"`{run.weights}`"])
+        rows.append(["weights given", markdown_text(run.weights)])
     if run.train_seconds is not None:
         rows.append(["time", _duration(run.train_seconds)])
     if history:
@@ -221,11 +227,15 @@ def _training(run: RunRecord, history: Sequence[dict[str, Any]] | None) -> list[
         rows.append(["speed, median epoch", f"{speed:,.0f} images a second, {wait:.1%} of the time waiting for data"])
         parts = ", ".join(f"{name} {value:.3f}" for name, value in last["losses"].items())
         rows.append(["loss, last epoch", f"{last['loss']:.3f} ({parts})"])
-    main = [f"{key} {run.recipe[key]}" for key in MAIN_KEYS if run.recipe.get(key) not in (None, "")]
+    main = [
+        f"{key} {markdown_text(str(run.recipe[key]))}" for key in MAIN_KEYS if run.recipe.get(key) not in (None, "", [])
+    ]
     if main:
-        rows.append(["recipe", ", ".join(main) + " (all of it: config.yaml)"])
+        rows.append(["recipe", f"{', '.join(main)} (all of it: {'metrics.json' if run.weights else 'config.yaml'})"])
     if start_note(run.recipe):
         rows.append(["start", start_note(run.recipe) or ""])
+    for name, terms in ((run.trained_on or {}).get("terms") or {}).items():
+        rows.append([f"terms of {name}, on which the model was trained", terms])
     section = ["## Training", markdown_table(("", ""), rows) if rows else "Nothing is known of the training."]
     if history:
         section.append("![Loss, learning rate, and each head's accuracy, Rank-1 and spread](curves.png)")

@@ -7,15 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from reid.core.types import ReidError, Sample, Splits
 from reid.retrieval.evaluate import Scores
 from reid.retrieval.protocol import evaluate_camera_pairs
 from reid.retrieval.verification import OpenSet, Verification, open_set, verify
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class RunRecord:
     weights: str | None = None  # the file given instead of training
     git_revision: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)  # reid.training.config keys
-    trained_on: Mapping[str, Any] | None = None  # the card's "data": name, images, identities, held_out
+    trained_on: Mapping[str, Any] | None = None  # the card's "data": name, images, identities, held_out, terms ...
 
 
 class ExtraMetrics(NamedTuple):
@@ -45,7 +47,7 @@ class ExtraMetrics(NamedTuple):
     missing: list[str]  # why
 
 
-# The rest of the recipe is in config.yaml.
+# The rest of the recipe is in metrics.json, and in config.yaml where the run trained.
 MAIN_KEYS = (
     "pretrained",
     "pool",

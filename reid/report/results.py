@@ -195,8 +195,10 @@ def _kin(kept: dict[str, Any]) -> str | None:
     if _seed(kept) is None or not (data or trained_here):
         return None
     recipe = {key: value for key, value in kept["recipe"].items() if key != "seed"}
-    if data and data.get("held_out"):
-        data = {key: value for key, value in data.items() if key != "images"}
+    if data:
+        data = {key: data.get(key) for key in ("name", "images", "identities", "held_out")}
+        if data["held_out"]:
+            del data["images"]
     method = kept.get("method") or {}
     plain = not any(method.get(key) for key in ("distractors", "multi_query", "expand", "rerank"))
     shared = [

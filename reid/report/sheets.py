@@ -10,15 +10,20 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from scipy.sparse import csr_array
+from PIL import Image, ImageDraw
 
 from reid.core.files import atomic_file
 from reid.core.images import open_image
-from reid.core.types import DISTRACTOR, JUNK, ReidError, Sample, Splits
-from reid.retrieval.evaluate import Scores
+from reid.core.types import ANY_CAMERA, DISTRACTOR, JUNK, ReidError, Sample, Splits
+from reid.report.fonts import in_a_font
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+    from reid.retrieval.evaluate import Scores
 
 CROP_W, CROP_H = 72, 128  # pixels that a crop is fitted into, its aspect kept
 FRAME = 5  # pixels of colour around a crop
@@ -130,7 +135,8 @@ def _similarity(query: np.ndarray, gallery: np.ndarray, block: int = 8192) -> np
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def draw_ranked(rows: Sequence[Row], output: str | os.PathLike[str], *, title: str) -> None:
@@ -211,7 +217,7 @@ def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int
         badge = _badge(tile.right)
         sheet.paste(badge, (left + TILE_W - badge.width, top), badge)
     score = "" if tile.score is None else f"{tile.score:.2f}"
-    camera = "" if tile.camid is None else f"c{tile.camid}"
+    camera = "" if tile.camid in (None, ANY_CAMERA) else f"c{tile.camid}"
     person = "" if tile.pid is None else _NOBODY.get(tile.pid, f"pid {tile.pid}")
     lines = [(heading, top - TEXT_LINE, PALE_INK), (f"{score}  {camera}".strip(), top + TILE_H + 1, INK)]
     lines.append((person, top + TILE_H + 1 + TEXT_LINE, PALE_INK))
@@ -249,11 +255,6 @@ def _badge(right: bool) -> Image.Image:
     return large.resize((20, 20), Image.Resampling.LANCZOS)
 
 
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
 def _text(
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
@@ -265,8 +266,7 @@ def _text(
     anchor: str = "la",
 ) -> None:
     """One line of text, cut with dots where it would be wider than `room` pixels."""
-    font = _font(size)
-    words = words.replace("\n", " ").encode("utf-8", "replace").decode()  # a file name may hold bytes that are no text
+    words, font = in_a_font(words, size)
     if font.getlength(words) > room:
         while words and font.getlength(words + "...") > room:
             words = words[:-1]

@@ -1,4 +1,4 @@
-"""When to answer "nobody", and how sure an answer is: learnt from people that the model was not trained on.
+"""When to answer "nobody", and how sure an answer is: estimated from people that the model was not trained on.
 
 calibration = calibrate(features, pids, camids, fingerprint=embedder.fingerprint, dataset="market1501")
 calibration.threshold(0.01, gallery_size=20_000)  # the score that 1 % of the searches for absent people reach
@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from reid.core.types import ReidError
 from reid.retrieval.bootstrap import Interval, intervals
@@ -37,7 +36,7 @@ _NESTED = {"knots": 1, "probabilities": 1, "sizes": 1, "rates": 1, "thresholds":
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` learnt. It holds for embeddings of the one model, and for people and cameras like its own."""
+    """What `calibrate` found. It holds for embeddings of the one model, and for people and cameras like its own."""
 
     fingerprint: str  # of the model
     dataset: str
@@ -67,9 +66,12 @@ class Calibration:
         (PRIOR): an answer that is the best of a large gallery is right less often.
         """
         scores = np.asarray(scores, np.float64)
+        found: np.ndarray
         if self.method == "isotonic":
-            return np.interp(scores, self.knots, self.probabilities)
-        return expit(self.slope * scores + self.intercept)
+            found = np.interp(scores, self.knots, self.probabilities)
+        else:
+            found = _expit(self.slope * scores + self.intercept)
+        return found
 
     def threshold(self, max_false_accept: float, gallery_size: int) -> float:
         """The cosine score from which on a best answer is given, so that false accepts keep to a rate.
@@ -181,7 +183,7 @@ def calibrate(
         intercept=intercept,
         knots=_as_tuple(knots),
         probabilities=_as_tuple(probabilities),
-        ece_logistic=expected_calibration_error(expit(slope * scores + intercept), same),
+        ece_logistic=expected_calibration_error(_expit(slope * scores + intercept), same),
         ece_isotonic=expected_calibration_error(np.interp(scores, knots, probabilities), same),
         sizes=_as_tuple(sizes),
         rates=_as_tuple(rates),
@@ -202,7 +204,7 @@ def achieved(
     The interval is that of the people who are searched for (`reid.retrieval.bootstrap`). It is too narrow where it
     rests on fewer
     than about ten people with a false accept. It holds neither who is enrolled nor the error of the threshold, which
-    is learnt from people too: learnt from few, the asked rate is outside more often than 1 time in 20.
+    is an estimate from people, too: from few, the asked rate is outside more often than 1 time in 20.
 
     Raises ReidError on shapes that do not fit, fewer than 4 people, and as `Calibration.threshold` does.
     """
@@ -235,10 +237,10 @@ def check(
     are left out. Raises ReidError as `calibrate` and `achieved` do.
     """
     people = np.unique(pids[pids > 0])
-    learnt = np.isin(pids, np.random.default_rng(seed).permutation(people)[: len(people) // 2])
+    fitted = np.isin(pids, np.random.default_rng(seed).permutation(people)[: len(people) // 2])
     of = {"fingerprint": fingerprint, "dataset": dataset}
-    calibration = calibrate(features[learnt], pids[learnt], camids[learnt], **of, seed=seed)
-    rest = ~learnt & (pids > 0)
+    calibration = calibrate(features[fitted], pids[fitted], camids[fitted], **of, seed=seed)
+    rest = ~fitted & (pids > 0)
     size = int(rest.sum())  # larger than what is searched: a rate that is allowed here is allowed there
     return {
         rate: achieved(calibration, features[rest], pids[rest], rate, seed=seed)
@@ -311,6 +313,12 @@ def _pairs(
         first, second = both[:, start : start + _STEP]
         scores[start : start + _STEP] = np.einsum("nd,nd->n", features[first], features[second])
     return scores, np.arange(len(scores)) < genuine.shape[1]
+
+
+def _expit(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), also where exp(-x) is too large for a float."""
+    found: np.ndarray = np.exp(-np.logaddexp(0, -x))
+    return found
 
 
 def _logistic(scores: np.ndarray, same: np.ndarray) -> tuple[float, float]:

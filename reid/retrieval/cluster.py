@@ -8,12 +8,14 @@ the pairs that overlap are held, so that memory grows with the neighbours and no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from reid.core.types import ReidError
-from reid.retrieval.rerank import jaccard
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 NOBODY = -1  # label of a crop that is near to too few others
 DISTANCE, MIN_IMAGES, K1, K2 = 0.6, 2, 10, 4  # chosen by benchmarks/choose.py, on people with about ten crops each
@@ -51,6 +53,8 @@ def find_people(
     k1, k2: neighbours, as in `reid.retrieval.rerank`; k1 about as many as a person has crops. progress: shows a bar on
     stderr. Raises ReidError.
     """
+    from reid.retrieval.rerank import jaccard
+
     similarity = jaccard(features, k1=k1, k2=k2, progress=progress)
     return cluster(similarity, distance=distance, min_images=min_images)
 

@@ -14,16 +14,17 @@ again, exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
-from scipy.linalg import blas
-from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from reid.core.threads import parallel_map
 from reid.core.types import JUNK, ReidError
 from reid.retrieval.vectors import check_dimensions, round_to_grid, row_norms
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 _MAX_RANK = 50
 _STEP = 4096  # rows of features at a time, and by default queries
@@ -221,7 +222,7 @@ def _match_ranks(
     query_camids: np.ndarray,
     gallery: _Gallery,
     bonus: csr_array | None,
-    bar: tqdm,
+    bar: tqdm[NoReturn],
 ) -> list[np.ndarray]:
     """For each query (Q, D), on the grid: ranks of its matches among the rows that the protocol keeps, ascending."""
     wanted = _Wanted(query, query_pids, query_camids, gallery)
@@ -305,10 +306,12 @@ class _Tile:
 
     def product(self, query: np.ndarray) -> np.ndarray:
         """float32 scores (Q, G) of queries (Q, D): a product a chunk, added up by BLAS."""
+        from scipy.linalg.blas import sgemm  # here, since searches need the rest of this file and no scipy
+
         scores = np.empty((len(self.chunks[0]), len(query)), np.float32, order="F")
         for n, (chunk, part) in enumerate(zip(self.chunks, _parts(query.shape[1]))):
             q = query[:, part.start : part.stop]
-            scores = blas.sgemm(1.0, chunk.T, q.T, beta=float(n > 0), c=scores, trans_a=True, overwrite_c=True)
+            scores = sgemm(1.0, chunk.T, q.T, beta=float(n > 0), c=scores, trans_a=True, overwrite_c=True)
         return scores.T
 
     def exact(self, query: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ dimension: by Cauchy-Schwarz that bounds the similarity from above, and the cand
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -96,7 +96,7 @@ class _Products(NamedTuple):
         """Bounds from below, of products (n, m) of rows (n,) and columns (m,), which are bounds from above."""
         if self.outside is None:
             return scores
-        bounds = np.multiply.outer(-2 * self.outside[rows], self.outside[columns])
+        bounds: np.ndarray = np.multiply.outer(-2 * self.outside[rows], self.outside[columns])
         bounds += scores
         return bounds
 
@@ -167,7 +167,9 @@ def _hits(
     return (row, place, scores[place, row]) if transposed else (row, place, scores[row, place])
 
 
-def _scan(products: _Products, size: int, lowest_size: int, bar: tqdm, *, itself: bool) -> tuple[_Best, _Best]:
+def _scan(
+    products: _Products, size: int, lowest_size: int, bar: tqdm[NoReturn], *, itself: bool
+) -> tuple[_Best, _Best]:
     """The highest products of each row of the left, and the lowest bounds from below, negative."""
     query, base = products.left, products.right
     floors = _floors(products, size, lowest_size)
@@ -371,7 +373,8 @@ def _orthonormal(basis: np.ndarray) -> np.ndarray:
     """(D, m) that spans what basis (D, n) does, up to m <= n."""
     energy, rotation = np.linalg.eigh((basis.T @ basis).astype(np.float64))
     kept = energy > 1e-8 * energy[-1]
-    return basis @ (rotation[:, kept] / np.sqrt(energy[kept])).astype(basis.dtype)
+    spanning: np.ndarray = basis @ (rotation[:, kept] / np.sqrt(energy[kept])).astype(basis.dtype)
+    return spanning
 
 
 def _error(dimension: int) -> float:
@@ -379,5 +382,5 @@ def _error(dimension: int) -> float:
     return 1.001 * (dimension + 4) * _ROUNDING
 
 
-def _bar(total: int, progress: bool) -> tqdm:
+def _bar(total: int, progress: bool) -> tqdm[NoReturn]:
     return tqdm(total=total, desc="neighbours", unit="pair", unit_scale=True, disable=not progress)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from reid.core.types import JUNK, ReidError
 from reid.retrieval.evaluate import Scores, evaluate
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 POOLS = ("mean", "max")
 
@@ -17,6 +20,7 @@ POOLS = ("mean", "max")
 class Method:
     """How query and gallery are compared, beyond the cosine similarity of one image with another."""
 
+    same_camera: bool = False  # images by the query's own camera count, too
     distractors: bool = False  # the gallery holds the data set's further images of nobody
     multi_query: str | None = None  # one of POOLS
     expand: int = 0  # nearest gallery images that a query is joined with; 0: none
@@ -29,6 +33,8 @@ class Method:
 
     def __str__(self) -> str:
         parts = ["cosine similarity"]
+        if self.same_camera:
+            parts.append("images by the query's own camera count")
         if self.distractors:
             parts.append("further distractors in the gallery")
         if self.multi_query:
@@ -45,6 +51,7 @@ class Method:
     def suffix(self) -> str:
         """For the name of a folder: "-multi-query-rerank", or nothing for cosine similarity alone."""
         used = {
+            "same-camera": self.same_camera,
             "distractors": self.distractors,
             "multi-query": bool(self.multi_query),
             "expansion": bool(self.expand),
@@ -81,7 +88,8 @@ def pool_queries(
             raise ReidError(f"multi-query: no image of person {key[0]} by camera {key[1]}, whom query {q} shows")
         rows = np.asarray(features[rows_of[key]])
         pooled[q] = rows.mean(axis=0) if how == "mean" else rows.max(axis=0)
-    return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    return pooled
 
 
 def evaluate_camera_pairs(

@@ -147,7 +147,7 @@ class _Encoder:
     def _cosine(self, rows: np.ndarray, near: np.ndarray, owner: np.ndarray, column: np.ndarray) -> np.ndarray:
         """Similarities (m,) of rows[owner] (m,) and rows `column` (m,), from the lists where these hold them."""
         listed = near[owner] == column[:, None]
-        found = self.scores[rows[owner], listed.argmax(axis=1)]
+        found: np.ndarray = self.scores[rows[owner], listed.argmax(axis=1)]
         other = np.flatnonzero(~listed.any(axis=1))
         found[other] = similarities(self.features, self.features, rows[owner[other]], column[other])
         return found

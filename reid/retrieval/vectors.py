@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -46,7 +47,8 @@ def row_norms(features: np.ndarray, what: str) -> np.ndarray:
 
 def is_unit(norms: np.ndarray) -> np.ndarray:
     """Which lengths (N,) count as 1, bool (N,)."""
-    return np.abs(norms - 1) <= UNIT_TOLERANCE
+    close: np.ndarray = np.abs(norms - 1) <= UNIT_TOLERANCE
+    return close
 
 
 def round_to_grid(rows: np.ndarray, norms: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -54,7 +56,7 @@ def round_to_grid(rows: np.ndarray, norms: np.ndarray, out: np.ndarray | None = 
     unit = is_unit(norms)
     if not unit.all():
         rows = rows / np.where(unit, 1.0, norms)[:, None]
-    found = np.multiply(rows, GRID, out=out, dtype=np.float32, casting="same_kind")
+    found: np.ndarray = np.multiply(rows, GRID, out=out, dtype=np.float32, casting="same_kind")
     np.rint(found, out=found)
     found *= 1 / GRID
     return found
@@ -139,7 +141,7 @@ def product_error(dimension: int) -> float:
     n u |x| |y| of the sum (u = 2^-24), and n values that the grid moved by 2^-27 each on both sides.
     """
     unit = (1 + UNIT_TOLERANCE) ** 2
-    return 1.01 * unit * (dimension * 2.0**-24 + dimension**0.5 * 2.0**-26)
+    return 1.01 * unit * (dimension * 2.0**-24 + math.sqrt(dimension) * 2.0**-26)
 
 
 def take(segments: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ class Draws(NamedTuple):
     shares: np.ndarray  # (B,) in [0, 1], how much of them
     mirrored: np.ndarray  # (B,) bool
     shifts: np.ndarray  # (B, 2) int, rows and columns by which the window is moved down and to the right
-    scales: np.ndarray  # (B, 6), brightness, contrast, saturation, red, green, blue: ones for none
+    scales: np.ndarray  # (B, 6), brightness, contrast, saturation (0: grey), red, green, blue: ones for none
     boxes: np.ndarray  # (B, 4) int, top, left, height and width of what is erased: zeros for nothing
 
     def table(self) -> Tensor:
@@ -46,6 +46,7 @@ def draw(
     jitter: float = 0.0,
     mixstyle: float = 0.0,
     camids: Sequence[int] = (),
+    grey: float = 0.0,
 ) -> Draws:
     """The dice of a batch of `count` images of `size` (height, width).
 
@@ -54,6 +55,7 @@ def draw(
     jitter: brightness, contrast, saturation and each of the three colours are scaled by 1 +- up to so much.
     mixstyle: probability that an image takes on some of the colours of an image of another camera, see `mixstyled`;
     camids: (B,) the cameras, needed for it.
+    grey: probability that an image loses its colours; brightness and contrast are still scaled.
     """
     height, width = size
     shifts = rng.integers(-pad, pad + 1, (count, 2))
@@ -71,6 +73,8 @@ def draw(
             others = np.flatnonzero(cameras != cameras[i])
             if len(others):
                 styles[i], shares[i] = others[int(pick[i] * len(others))], some[i]
+    if grey:
+        scales[rng.random(count) < grey, 2:] = 0, 1, 1, 1
     return Draws(styles, shares, mirrored, shifts, scales, boxes)
 
 
@@ -106,7 +110,7 @@ def augment_on(images: Tensor, table: Tensor, *, fill: Sequence[int], part: slic
     height, width = images.shape[2:]
     device = images.device
     rows = table[part]
-    styles, shares, mirrored, shifts, scales, boxes = rows.split((1, 1, 1, 2, 6, 4), dim=1)
+    styles, shares, mirrored, shifts, scales, boxes = torch.split(rows, [1, 1, 1, 2, 6, 4], dim=1)
     x = images.float()
     deviation, mean = torch.std_mean(x, dim=(2, 3), correction=0)  # of all, (B, 3)
     x = x[part]
@@ -152,8 +156,9 @@ def jittered(image: np.ndarray, scales: np.ndarray) -> np.ndarray:
     matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * luma  # of row vectors: out = rgb @ matrix.T
     matrix = (brightness * contrast * scales[3:, None] * matrix).astype(np.float32)
     mean = image.reshape(-1, 3).mean(0, dtype=np.float32) @ luma if image.size else np.float32(0)
-    offset = (brightness * (1 - contrast) * mean * scales[3:]).astype(np.float32)
-    return (image.astype(np.float32) @ matrix.T + offset).clip(0, 255).round().astype(np.uint8)
+    offset: np.ndarray = (brightness * (1 - contrast) * mean * scales[3:]).astype(np.float32)
+    moved: np.ndarray = image.astype(np.float32) @ matrix.T + offset
+    return moved.clip(0, 255).round().astype(np.uint8)
 
 
 def mixstyled(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:

@@ -48,6 +48,14 @@ Text = Annotated[
     BeforeValidator(lambda value: "" if value is None else value),
     Field(max_length=1000, pattern=r"^[^\x00-\x1f]*$"),
 ]
+Parts = Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(max_length=64)]
+Files = Annotated[
+    list[Text],
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) and value else [] if value in ("", None) else value
+    ),
+    Field(max_length=16),
+]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Branches = Annotated[list[Annotated[list[int], Field(min_length=2, max_length=2)]], Field(min_length=1, max_length=8)]
 
@@ -83,9 +91,16 @@ class Config:
     erase: Share = 0.5  # probability of random erasing (BagOfTricks: the paper names erasing and no probability)
     jitter: Part = 0.0  # brightness, contrast, saturation and each colour are scaled by up to 1 +- so much
     mixstyle: Share = 0.0  # probability that the colours' means and deviations move towards another camera's image's
+    grey: Share = 0.0  # probability that an image loses its colours
+    # MixStyle (Zhou et al. 2021): probability that a batch's feature maps mix their channels' means and deviations
+    feature_mixstyle: Share = 0.0
+    mixstyle_alpha: Annotated[Number, Field(gt=0, le=100)] = 0.1  # of the shares' Beta distribution
+    mixstyle_after: Parts = field(default_factory=list)  # behind these parts of the trunk, from 1 on
     # batch: 64 (paper), as BagOfTricks draws it
     p: Annotated[int, Field(ge=2, le=1024)] = 16  # identities a batch: a triplet needs a second one
     k: Annotated[int, Field(ge=2, le=1024)] = 4  # images of each: a triplet needs a second one
+    balance_cameras: bool = False  # the images of an identity come in turn from its cameras
+    balance_domains: bool = False  # of several data sets, each gives as many identities to every batch
     # schedule (paper)
     epochs: Count = 90  # an epoch walks nearly every training image once; 0 gives the untrained network
     warmup_epochs: Epochs = 5  # linear from lr_start to lr
@@ -109,8 +124,10 @@ class Config:
     contrast: Weight = 0.0  # weight of the contrastive loss on every feature, temperature 0.1; 0 leaves it out
     center: Weight = 0.0  # weight of the center loss on the global features, 0 leaves it out
     center_update: Literal["bagoftricks", "wen"] = "bagoftricks"  # its formula and how centres follow: CenterLoss
-    teacher: Text = ""  # model file whose features of each crop, at its own input size, are to be matched; "" for none
-    distill: Weight = 0.0  # weight of the distance to the teacher's features
+    # model files, also exported, whose features of each crop at their own input size are to be matched: of one with
+    # this recipe's features each of them, of others and of several the similarities of a batch's images; "" for none
+    teacher: Files = field(default_factory=list)
+    distill: Weight = 0.0  # weight of the distance to what the teachers say
     cutmix: Part = 0.0  # share of the steps whose images are joined of two people's and only taught
     cached_epochs: Count = 0  # so many epochs of crops are taught, then they come again; 0: always new ones
     # selection
@@ -126,6 +143,14 @@ class Config:
         self._check_head()
         _check(
             bool(self.teacher) == (self.distill > 0), "teacher", "given with distill above 0, or neither", self.teacher
+        )
+        after = self.mixstyle_after
+        _check(len(set(after)) == len(after), "mixstyle_after", "different numbers", after)
+        _check(
+            bool(after) == (self.feature_mixstyle > 0),
+            "mixstyle_after",
+            "given with feature_mixstyle above 0, or neither",
+            after,
         )
         for key in ("cached_epochs", "cutmix"):
             _check(bool(self.teacher) or not getattr(self, key), key, "0 without a teacher", getattr(self, key))
@@ -278,6 +303,8 @@ def translate(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         translated["triplet_on"] = "after" if values["triplet_after"] else "before"
     if any(key in values for key in RENAMED) and values.get("center"):
         translated.setdefault("center_update", "wen")  # which that version had
+    if isinstance(translated.get("teacher"), str):  # of which there was one at most
+        translated["teacher"] = [translated["teacher"]] if translated["teacher"] else []
     return translated
 
 
@@ -300,7 +327,7 @@ def default_of(kind: type[Config] | type[PretrainConfig], key: str) -> Any:
 
 def as_dict(config: Config | PretrainConfig) -> dict[str, Any]:
     """Every value by its key."""
-    return dataclasses.asdict(config)  # type: ignore[call-overload,no-any-return]
+    return dataclasses.asdict(config)
 
 
 def dump(config: Config | PretrainConfig) -> str:
@@ -348,7 +375,8 @@ def _expected(error: Mapping[str, Any]) -> str:
         "list": "a list",
         "string": "text of at most 1000 printable characters",
     }
-    return kinds.get(error["type"].partition("_")[0], error["msg"])
+    message: str = error["msg"]
+    return kinds.get(error["type"].partition("_")[0], message)
 
 
 def _shown(value: Any) -> str:

@@ -34,7 +34,8 @@ def load_pixels(
                 os.posix_fallocate(whole.fileno(), 0, os.fstat(whole.fileno()).st_size)
             _fill(mapped, paths, size, progress)
             mapped.flush()
-    return np.load(file, mmap_mode="r")
+    images: np.ndarray = np.load(file, mmap_mode="r")
+    return images
 
 
 def _fill(pixels: np.ndarray, paths: Sequence[str], size: tuple[int, int], progress: bool) -> np.ndarray:

@@ -137,3 +137,17 @@ class Log:
 
 
 READ_STEPS = 10  # the losses are read from the device, and checked, every so many steps
+
+
+def epoch_lines(row: dict[str, Any], epochs: int, watched: str) -> str:
+    """What is printed of a row of the history of a training on people; `watched` are those whose Rank-1 it tells."""
+    parts = [f"{name} {value:.3f}" for name, value in row["losses"].items()]
+    lines = [
+        f"epoch {row['epoch']}/{epochs}  lr {row['lr']:.4f}  loss {row['loss']:.3f} ({', '.join(parts)})  "
+        f"{row['images_per_second']:.0f} img/s, {row['data_wait']:.1%} waiting for data"
+        + ("" if row["rank1"] is None else f"  {watched} Rank-1 {row['rank1']:.1%}")
+    ]
+    for key, form in (("accuracy", ".0%"), ("spread", ".2f"), ("rank1", ".0%")):
+        if row["heads"][0][key] is not None:
+            lines.append(f"  {key:9}" + "  ".join(f"{head['name']} {head[key]:{form}}" for head in row["heads"]))
+    return "\n".join(lines)

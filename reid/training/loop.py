@@ -26,6 +26,7 @@ from reid.core.memory import keep_freed_memory
 from reid.core.prefetch import prefetch
 from reid.core.types import ReidError
 from reid.models import checkpoint
+from reid.models.card import without_places
 from reid.training import distributed
 from reid.training.config import differences
 from reid.training.distributed import World
@@ -151,7 +152,7 @@ class Training(ABC):
             group["lr"] = rate
         step = self.losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(step.total).backward()
+        torch.autograd.backward(self.scaler.scale(step.total))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.after_step()
@@ -213,12 +214,29 @@ class Training(ABC):
         if not self.history_file.exists():
             return []
         rows = []
-        for line in self.history_file.read_text(encoding="utf-8").splitlines():
+        lines = self.history_file.read_bytes().splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:  # the last line of a run that was killed while it wrote it
-                break
+                row = json.loads(line)
+                if not all(isinstance(row[key], kind) for key, kind in _ROW.items()):
+                    raise ValueError("of other values")
+            except (ValueError, TypeError, KeyError, RecursionError):
+                if number == len(lines) and not line.endswith(b"\n"):  # a killed run was writing it
+                    break
+                raise ReidError(
+                    f"{self.history_file}, line {number} is damaged: delete the line, or give another --output"
+                ) from None
+            rows.append(row)
         return rows
+
+
+_ROW: dict[str, Any] = {  # of history.jsonl, what is used of it
+    "epoch": int,
+    "step": int,
+    "loss": float | int,
+    "losses": dict,
+    "images_per_second": float | int,
+}
 
 
 def amp_type(precision: str, device: torch.device) -> torch.dtype | None:
@@ -244,7 +262,11 @@ def _multiplies_bf16() -> bool:
 
 def check_same(now: dict[str, Any], then: dict[str, Any], path: Path) -> None:
     """ReidError where a file in the output folder is of another recipe or other data."""
+    now, then = without_places(now), without_places(then)  # files hold none
     changed = differences(now["recipe"], then["recipe"])
+    taught = then.get("teacher")
+    if isinstance(taught, str) and [taught] == [checkpoint.file_digest(file) for file in now["recipe"]["teacher"]]:
+        then = then | {"teacher": now["teacher"]}  # until there could be several, the one was told by its file
     if changed:
         values = ", ".join(f"{key} {there!r} there, {here!r} now" for key, (there, here) in changed.items())
         raise ReidError(f"{path} is of a run with another recipe ({values}): give another --output")
@@ -268,7 +290,7 @@ def _interruptible(world: World) -> Iterator[threading.Event]:
     def ask(number: int, _: object) -> None:
         event.set()
         if world.size == 1:
-            signal.signal(number, before[signals.index(number)])  # type: ignore[arg-type]
+            signal.signal(number, before[signals.index(number)])
 
     before = [signal.getsignal(number) for number in signals]
     for number in signals:

@@ -63,7 +63,8 @@ class ReidLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(what is minimised (), every term by head in float32: (F,) or, of global features, (G,)).
 
-        heads of B images, labels (B,) in [0, classes). taught: the teacher's features after the neck, (B, F, D).
+        heads of B images, labels (B,) in [0, classes). taught: the teacher's features after the neck, (B, F, D), or
+        embeddings of any other dimension, (B, E), which teach how alike the images are.
         gather: rows of this process -> those of all; the terms that compare images with each other see them all.
         known: whether the labels are of these images; otherwise only the teacher's term counts.
         """
@@ -84,8 +85,10 @@ class ReidLoss(nn.Module):
             terms["center"] = self.center(before, everyone)
             if self.training and known:
                 self.center.follow(before.detach(), everyone)
-        if taught is not None:
+        if taught is not None and taught.dim() == 3:
             terms["distill"] = distillation_losses(heads.after.float(), taught.float())
+        elif taught is not None:
+            terms["distill"] = similarity_loss(gather(heads.after.float().flatten(1)), gather(taught.float()))
         counts = {name: self.weights.get(name, 1.0) * (known or name == "distill") for name in terms}
         weighted = [counts[name] * values.mean() for name, values in terms.items()]
         return torch.stack(weighted).sum(), terms
@@ -197,3 +200,15 @@ class CenterLoss(nn.Module):
 def distillation_losses(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - cosine of a feature and the teacher's of the same image, mean over the batch. (B, F, D) twice -> (F,)."""
     return 1 - F.cosine_similarity(student, teacher, dim=2).mean(0)
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """How far the student's cosine similarities of a batch's images are from the teacher's. (B, D), (B, E) -> (1,).
+
+    Mean square difference over all pairs of two images; D and E need not agree. Similarity-preserving knowledge
+    distillation (Tung and Mori, ICCV 2019, equation 4), on cosine similarities, which are what a search compares, in
+    the place of inner products whose rows are brought to unit length.
+    """
+    mine, theirs = (F.normalize(x, dim=1) @ F.normalize(x, dim=1).T for x in (student, teacher))
+    apart = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+    return (mine - theirs)[apart].square().mean().view(1)

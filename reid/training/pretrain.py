@@ -385,7 +385,8 @@ def _leave_ctrl_c_to_the_parent(_: int) -> None:
 
 def central(image: Image.Image, resize: int, size: int) -> Image.Image:
     """The middle size x size pixels of the image with its shorter side at `resize`."""
-    return tvf.center_crop(tvf.resize(image, [resize]), [size, size])
+    cut: Image.Image = tvf.center_crop(tvf.resize(image, [resize]), [size, size])
+    return cut
 
 
 def augmented(image: Image.Image, config: PretrainConfig, rng: np.random.Generator) -> Image.Image:

@@ -20,7 +20,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError(f"*{str(event.anchor)[:40]}: aliases are not taken, write the value out")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST:

@@ -8,22 +8,20 @@ Started by torchrun, several processes share each batch. What a run is made of i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from reid.core.files import identity
 from reid.core.types import ReidError, Sample
 from reid.models.card import MEAN, make_card
-from reid.models.checkpoint import file_digest
 from reid.models.encoder import pick_device
 from reid.models.model import ReidModel, check_input_size, is_model, load_model, save_model
 from reid.models.pretrained import read_pretrained
@@ -31,11 +29,14 @@ from reid.training import distributed
 from reid.training.augment import augment, augment_on, cutmix, draw
 from reid.training.config import Config, as_dict
 from reid.training.data import load_pixels
+from reid.training.distill import Teaching, open_teachers
 from reid.training.distributed import World
-from reid.training.log import Step, Term
+from reid.training.domains import describe, join_terms
+from reid.training.log import Step, Term, epoch_lines
 from reid.training.loop import Interrupted as Interrupted
 from reid.training.loop import Training, check_same
 from reid.training.losses import ReidLoss
+from reid.training.mixstyle import MixStyle
 from reid.training.sampler import pk_batches
 from reid.training.schedule import lr_at, lr_in_steps
 from reid.training.watch import divide, spread, watch
@@ -58,6 +59,8 @@ def train(
     output: Path,
     *,
     name: str = "",
+    domains: Sequence[str] | None = None,
+    terms: Mapping[str, str] | None = None,
     device: str | None = None,
     progress: bool = True,
     stop_after: int | None = None,
@@ -67,13 +70,16 @@ def train(
 
     Beside it: history.jsonl (an entry an epoch), tensorboard/, and, until it is done, checkpoint.safetensors.
     name: what the model's card calls the data.
+    domains: the data set of each sample, by name, where there are several; `reid.training.domains.join` gives both.
+    terms: on which data sets, by name, may be used; they go into the model's card, with those of the models that it
+    starts from and learns from.
     stop_after: ends with Interrupted after that many steps in all, as Ctrl-C does.
     Raises ReidError for a training set that fits no batch, an input too small, a checkpoint of another run, or a
     loss that is no longer finite.
     """
     world = distributed.join()
     chosen = pick_device(device) if device else distributed.pick_device(world) or pick_device()
-    run = _Run(samples, config, output, name, world, chosen, progress)
+    run = _Run(samples, config, output, name, world, chosen, progress, domains, terms)
     return run.finished() or run.go(stop_after)
 
 
@@ -83,6 +89,7 @@ class Batch(NamedTuple):
     pixels: Tensor  # (B, 3, H, W) uint8 in channels-last memory, of the teacher's size where there is one
     labels: Tensor  # (B,), of this process's part
     table: Tensor | None  # of `augment.Draws`
+    styles: np.ndarray  # (B,), of this process's part: the data set of each image, of one data set the camera
 
 
 class _Run(Training):
@@ -99,19 +106,30 @@ class _Run(Training):
         world: World,
         device: torch.device,
         progress: bool,
+        domains: Sequence[str] | None = None,
+        terms: Mapping[str, str] | None = None,
     ) -> None:
+        self.teachers = open_teachers(config.teacher, device)
         of = {
             "recipe": as_dict(config),
             "data": identity([sample.path for sample in samples]),
             "pids": _digest([sample.pid for sample in samples]),
-            "teacher": file_digest(config.teacher) if config.teacher else None,
+            "teacher": [teacher.fingerprint for teacher in self.teachers] or None,
         }
+        if domains is not None:
+            of["domains"] = _digest([(sample.camid, name) for sample, name in zip(samples, domains, strict=True)])
         super().__init__(output, of, config.p * config.k, world, device, progress)
         self.name, self.config = name, config
         self.model_file = output / "model.safetensors"
         self.samples, self.watched = divide(samples, config)
         self.classes = sorted({sample.pid for sample in self.samples})
         self.labels = np.searchsorted(self.classes, [sample.pid for sample in self.samples])
+        self.cameras = np.array([sample.camid for sample in self.samples])
+        name_of = {sample.path: name for sample, name in zip(samples, domains or [name] * len(samples), strict=True)}
+        self.domains = np.array([name_of[sample.path] for sample in self.samples])
+        self.several = len(set(name_of.values())) > 1
+        self.terms = join_terms(terms or {}, [teacher.card for teacher in self.teachers])
+        self._data = describe(name, self.labels, self.cameras, self.domains) | {"held_out": config.holdout}
         # one thread of numpy keeps ahead of a CPU that trains, and not of a GPU
         self.augments_on_device = device.type == "cuda"
         self.best_mAP = -1.0
@@ -138,18 +156,24 @@ class _Run(Training):
         self._build()
         self.epoch_steps = len(self._batches(0))
         self.steps = self.epoch_steps * config.epochs
+        self.teaching = Teaching(
+            self.teachers,
+            self.model,
+            epoch_steps=self.epoch_steps,
+            cutmix=config.cutmix,
+            cached_epochs=config.cached_epochs,
+        )
         self.ready(config.precision, synchronise=config.sync_batch_norm)
         paths = sorted({sample.path for sample in [*self.samples, *self.watched]})
         self.row = {path: i for i, path in enumerate(paths)}
-        size = self.teacher.input_size if self.teacher else self.model.input_size
+        size = self.teaching.input_size
         cache = config.cache if self.world.size == 1 else "disk"  # one copy for all processes
         with self.world.first_goes_first():
             self.pixels = load_pixels(paths, size, cache=cache, folder=self.output, progress=self.progress)
 
     def _finish(self) -> None:
         if self.config.holdout == 0:
-            with self._averaged():
-                self._save_model(self.model_file)
+            self._save_model(self.model_file)
         else:
             self._keep_best()
         for leftover in (self.checkpoint_file, *self.output.glob("pixels-*.npy")):
@@ -170,37 +194,42 @@ class _Run(Training):
         self.model = ReidModel(make_card(as_dict(config), len(self.classes)), weights)
         if start:
             self.model.start_from(start, config.pretrained)
+            self.terms = join_terms(self.terms, [start.card])
         check_input_size(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.frozen = _first_parts(self.model, config.freeze)
+        self.frozen = _first_parts(self.model, config.freeze, "freeze")
         self.frozen.requires_grad_(False)
         self._training_mode()
         self.optimizer = make_optimizer(self.model, config)
         head = self.model.head
         self.global_names = [head.names[i] for i in head.global_features]
         self.loss = make_loss(self.model, config, len(self.classes)).to(self.device)
-        self.teacher = self._load_teacher() if config.teacher else None
-        self.lessons: dict[int, Tensor] = {}  # step of the first `cached_epochs` -> the teacher's features
-        self.average: dict[str, Tensor] = {}  # of the weights, over `averaged_steps` steps so far
-        self.averaged_steps = 0
+        # batch norms have the mean of their statistics
+        self.average = AveragedModel(self.model, multi_avg_fn=_into_mean, use_buffers=True)
+        trunk = _first_parts(self.model, max(config.mixstyle_after, default=0), "mixstyle_after")
+        self.mixstyle = MixStyle(
+            trunk, config.mixstyle_after, probability=config.feature_mixstyle, alpha=config.mixstyle_alpha
+        )
 
     def _training_mode(self) -> None:
         self.model.train()
         self.frozen.eval()
 
-    def _load_teacher(self) -> ReidModel:
-        teacher = load_model(self.config.teacher)
-        mine, theirs = (f"{', '.join(m.head.names)} of {m.head.dim} values" for m in (self.model, teacher))
-        if mine != theirs:
-            raise ReidError(f"{self.config.teacher} teaches {theirs}, the recipe has {mine}: their heads have to agree")
-        return teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
     def _batches(self, epoch: int) -> np.ndarray:
-        return pk_batches(self.labels, self.config.p, self.config.k, self.config.seed, epoch)
+        config = self.config
+        return pk_batches(
+            self.labels,
+            config.p,
+            config.k,
+            config.seed,
+            epoch,
+            cameras=self.cameras if config.balance_cameras else None,
+            domains=self.domains if config.balance_domains else None,
+        )
 
     def make_batch(self, step: int) -> Batch:
         config = self.config
-        step = self._view(step)
+        step = self.teaching.view(step)
         epoch, i = divmod(step, self.epoch_steps)
         if self._epoch_batches[0] != epoch:
             self._epoch_batches = (epoch, self._batches(epoch))
@@ -215,16 +244,18 @@ class _Run(Training):
             erase=config.erase,
             jitter=config.jitter,
             mixstyle=config.mixstyle,
-            camids=[self.samples[p].camid for p in positions],
+            camids=self.cameras[positions],
+            grey=config.grey,
         )
         images = [self.pixels[self.row[self.samples[p].path]] for p in positions]
         labels = torch.from_numpy(self.labels[positions[part]])
+        styles = (self.domains if self.several else self.cameras)[positions[part]]
         if not self.augments_on_device:
             pixels = torch.from_numpy(augment(images, draws, fill=FILL, part=part))
-            return Batch(pixels.permute(0, 3, 1, 2), labels, None)
+            return Batch(pixels.permute(0, 3, 1, 2), labels, None, styles)
         parts = torch.from_numpy(np.stack(images)), labels, draws.table()
         pixels, labels, table = (x.pin_memory() for x in parts) if self.device.type == "cuda" else parts
-        return Batch(pixels.permute(0, 3, 1, 2), labels, table)
+        return Batch(pixels.permute(0, 3, 1, 2), labels, table, styles)
 
     def _arrived(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Augmented pixels and labels on the device."""
@@ -233,36 +264,6 @@ class _Run(Training):
             table = batch.table.to(self.device, non_blocking=True)
             pixels = augment_on(pixels, table, fill=FILL, part=self.world.part(len(table)))
         return pixels, labels
-
-    def _fit(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8, brought from the teacher's size to the model's."""
-        size = self.model.input_size
-        if pixels.shape[2:] == size:
-            return pixels
-        # as floats, since CUDA filters no bytes
-        return F.interpolate(pixels.float(), size, mode="bilinear", antialias=True).round().to(torch.uint8)
-
-    def _view(self, step: int) -> int:
-        """The step whose batch this one has: itself, or one of the first `cached_epochs`."""
-        return step % (self.config.cached_epochs * self.epoch_steps) if self.config.cached_epochs else step
-
-    def _joins(self) -> bool:
-        """Whether this step's images are joined of two people's: `cutmix` of the steps, evenly spread."""
-        before, after = (int(view * self.config.cutmix) for view in (self._view(self.step), self._view(self.step) + 1))
-        return after > before
-
-    @torch.no_grad()
-    def _taught(self, pixels: Tensor) -> Tensor | None:
-        """The teacher's features of this step's images; those of a batch that comes again are kept, in half floats."""
-        if self.teacher is None:
-            return None
-        view = self._view(self.step)
-        if view in self.lessons:
-            return self.lessons[view].float()
-        features = self.teacher.features(pixels).half()
-        if self.config.cached_epochs:
-            self.lessons[view] = features
-        return features.float()
 
     def rate(self, step: int) -> float:
         config = self.config
@@ -276,17 +277,17 @@ class _Run(Training):
     def losses(self, batch: Batch) -> Step:
         names = self.model.head.names
         pixels, labels = self._arrived(batch)
-        joins = self._joins()
+        seed, joins = self.config.seed, self.teaching.joins(self.step)
         if joins:
-            pixels = cutmix(pixels, np.random.default_rng([self.config.seed, self._view(self.step), 3]))
+            pixels = cutmix(pixels, np.random.default_rng([seed, self.teaching.view(self.step), 3]))
+        dice = np.random.default_rng([seed, self.step, 4, self.world.rank])
+        with self.autocast(), self.mixstyle.mixing(batch.styles, dice):
+            heads = self.network(self.teaching.fit(pixels))
         with self.autocast():
-            heads = self.network(self._fit(pixels))
-            taught = self._taught(pixels)
+            taught = self.teaching.of(pixels, self.step)
         total, losses = self.loss(heads, labels, taught=taught, gather=self.world.gather, known=not joins)
         terms = {
-            name: Term(
-                values, names if len(values) == len(names) else self.global_names, given=not joins or name == "distill"
-            )
+            name: Term(values, self._names_of(name, values), given=not joins or name == "distill")
             for name, values in losses.items()
         }
         with torch.no_grad():
@@ -295,29 +296,24 @@ class _Run(Training):
             terms["spread"] = Term(spread(heads.before), names, loss=False)
         return Step(total, terms)
 
+    def _names_of(self, term: str, values: Tensor) -> list[str]:
+        names = self.model.head.names
+        if term == "distill" and not self.teaching.by_feature:
+            return ["all"]
+        return names if len(values) == len(names) else self.global_names
+
     # ---- the mean of the last weights
 
     def after_step(self) -> None:
-        if self.step < self.steps - self.config.average_epochs * self.epoch_steps:
-            return
-        self.averaged_steps += 1
-        share = 1 / self.averaged_steps
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                if name in self.average:
-                    self.average[name].lerp_(value, share)
-                else:
-                    self.average[name] = value.clone()
+        if self.step >= self.steps - self.config.average_epochs * self.epoch_steps:
+            self.average.update_parameters(self.model)
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The model is the mean for as long as that is needed; batch norms take the mean of their statistics."""
-        now = {name: value.clone() for name, value in self.model.state_dict().items() if name in self.average}
-        self.model.load_state_dict(self.average, strict=False)
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(now, strict=False)
+    @property
+    def made(self) -> ReidModel:
+        """The mean of the last weights from the step on that it begins with, before that the model as it is."""
+        model = self.average.module if self.average.n_averaged else self.model
+        assert isinstance(model, ReidModel)
+        return model
 
     # ---- watching
 
@@ -332,17 +328,7 @@ class _Run(Training):
         ]
         if watched:
             by_name["rank1"] = {name: watched[name] for name in accuracy}
-        where = "held-out" if self.config.holdout else "training"
-        parts = [f"{name} {value:.3f}" for name, value in row["losses"].items()]
-        lines = [
-            f"epoch {epoch}/{self.config.epochs}  lr {row['lr']:.4f}  loss {row['loss']:.3f} ({', '.join(parts)})  "
-            f"{row['images_per_second']:.0f} img/s, {row['data_wait']:.1%} waiting for data"
-            + ("" if row["rank1"] is None else f"  {where} Rank-1 {row['rank1']:.1%}")
-        ]
-        for key, form in (("accuracy", ".0%"), ("spread", ".2f"), ("rank1", ".0%")):
-            if row["heads"][0][key] is not None:
-                lines.append(f"  {key:9}" + "  ".join(f"{head['name']} {head[key]:{form}}" for head in row["heads"]))
-        return "\n".join(lines)
+        return epoch_lines(row, self.config.epochs, "held-out" if self.config.holdout else "training")
 
     def _watch(self, epoch: int) -> dict[str, float] | None:
         """Rank-1 of each head and of all together on the watched identities, and the choice of the best checkpoint."""
@@ -351,11 +337,10 @@ class _Run(Training):
         if not self.watched or not every or (epoch % every and not last):
             return None
         pixels = torch.from_numpy(self.pixels[[self.row[sample.path] for sample in self.watched]]).permute(0, 3, 1, 2)
-        with self._averaged():
-            scores = watch(self.model, self.watched, self._fit(pixels).permute(0, 2, 3, 1).numpy(), self.device)
-            if self.config.holdout and scores.get("mAP", -1.0) > self.best_mAP:
-                self.best_mAP = scores["mAP"]
-                self._save_model(self.output / "best.safetensors")
+        scores = watch(self.made, self.watched, self.teaching.fit(pixels).permute(0, 2, 3, 1).numpy(), self.device)
+        if self.config.holdout and scores.get("mAP", -1.0) > self.best_mAP:
+            self.best_mAP = scores["mAP"]
+            self._save_model(self.output / "best.safetensors")
         self._training_mode()
         if self.config.holdout and not scores:
             raise ReidError(
@@ -374,43 +359,44 @@ class _Run(Training):
     # ---- what is kept
 
     def _save_model(self, path: Path) -> None:
-        self.model.card.update(
-            run=self.of,
-            train_seconds=self.seconds,
-            data={
-                "name": self.name,
-                "images": len(self.samples),
-                "identities": len(self.classes),
-                "held_out": self.config.holdout,
-            },
-            step=self.step,
-        )
-        save_model(self.model, path)
+        made, data = self.made, self._data | ({"terms": self.terms} if self.terms else {})
+        made.card.update(run=self.of, train_seconds=self.seconds, data=data, step=self.step)
+        save_model(made, path)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        kept = {f"average.{name}": value for name, value in self.average.items()}
+        averaged = self.average.module.state_dict() if self.average.n_averaged else {}
+        kept = {f"average.{name}": value for name, value in averaged.items() if value.is_floating_point()}
         kept |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
-        return kept, {"best_mAP": self.best_mAP, "averaged_steps": self.averaged_steps}
+        return kept, {"best_mAP": self.best_mAP, "averaged_steps": int(self.average.n_averaged)}
 
     def load_state(self, state: dict[str, Tensor], text: dict[str, Any]) -> None:
-        self.best_mAP, self.averaged_steps = text["best_mAP"], text["averaged_steps"]
+        self.best_mAP = text["best_mAP"]
 
         def named(prefix: str) -> dict[str, Tensor]:
             found = {key: value for key, value in state.items() if key.startswith(prefix)}
             return {key.removeprefix(prefix): value.to(self.device) for key, value in found.items()}
 
-        self.average = named("average.")
+        self.average.module.load_state_dict(self.model.state_dict() | named("average."))
+        self.average.n_averaged.fill_(text["averaged_steps"])
         self.loss.load_state_dict(named("loss."))
 
 
-def _first_parts(model: ReidModel, count: int) -> nn.Sequential:
-    """The first `count` parts of the trunk."""
+def _first_parts(model: ReidModel, count: int, key: str) -> nn.Sequential:
+    """The first `count` parts of the trunk; `key` of the recipe asks for them."""
     trunk = model.head.trunk
     assert isinstance(trunk, nn.Sequential)
     if count > len(trunk):
         backbone = model.card["architecture"]["backbone"]
-        raise ReidError(f"freeze={count}: the trunk of {backbone} has {len(trunk)} parts")
+        raise ReidError(f"{key}={count}: the trunk of {backbone} has {len(trunk)} parts")
     return trunk[:count]
+
+
+def _into_mean(mean: Any, current: Any, steps: Any) -> None:
+    """Takes the values after one more step into the mean over `steps` steps; a count stays the last one."""
+    if mean[0].is_floating_point():
+        get_swa_multi_avg_fn()(mean, current, steps)
+    else:
+        torch._foreach_copy_(mean, current)
 
 
 def make_loss(model: ReidModel, config: Config, classes: int) -> ReidLoss:
@@ -447,5 +433,5 @@ def make_optimizer(model: ReidModel, config: Config) -> torch.optim.Optimizer:
     )
 
 
-def _digest(pids: list[int]) -> str:
-    return hashlib.sha256(repr(pids).encode()).hexdigest()[:16]
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]

@@ -27,6 +27,7 @@ from reid.gallery.index.ivf import Indexed
 from reid.gallery.index.sq8 import Codec, Coded, width_of
 from reid.gallery.manifest import DATABASE, damaged, translate_errors
 from reid.retrieval import knn
+from reid.retrieval.vectors import take
 
 _LOCK = "lock"
 _MASKS = 32  # filters remembered of one state
@@ -65,7 +66,7 @@ class View:
 
     def vectors(self, places: np.ndarray) -> np.ndarray:
         """(n, D) float32 of those rows, ascending."""
-        rows = knn.take(self.rows, places)
+        rows = take(self.rows, places)
         return rows if self.coded is None else self.coded.codec.restore(rows)
 
     def nearest(
@@ -116,7 +117,7 @@ class Database:
     def connect(self) -> sqlite3.Connection:
         file = self.path / DATABASE
         if not file.is_file():
-            raise damaged(self.path, f"{DATABASE} is missing")
+            raise damaged(self.path, f"{DATABASE} is missing", mendable=False)
         mode = "rw" if os.access(file, os.W_OK) and os.access(self.path, os.W_OK) else "ro"
         db = sqlite3.connect(
             f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=self.wait, isolation_level=None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import warnings
@@ -43,6 +44,19 @@ from reid.gallery.manifest import (
 _PAGE = 10_000  # entries read at a time
 
 
+@contextlib.contextmanager
+def _made_by_one(path: Path) -> Iterator[None]:
+    """ReidError where another process makes a gallery at `path` meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise ReidError(
+            f"gallery {path}: another process made one there meanwhile: open it, or run the same command again"
+        ) from None
+
+
 class FolderGallery(Gallery):
     """A gallery in a folder.
 
@@ -52,9 +66,9 @@ class FolderGallery(Gallery):
 
     def __init__(self, path: Path, *, wait: float = 10.0) -> None:
         """Use `create` or `open`."""
-        self.path, self.place = path, str(path)
+        self.path, self.place = Path(os.path.abspath(path)), str(path)  # it stays there when the program moves
         self._manifest = read_manifest(path)
-        self._database = Database(path, self._manifest.dimension, wait)
+        self._database = Database(self.path, self._manifest.dimension, wait)
         self._indexed: tuple[int, int, Indexed | None] | None = None  # of which index and state
 
     @classmethod
@@ -78,7 +92,7 @@ class FolderGallery(Gallery):
             raise ReidError(f"gallery {path}: the working folder cannot become one; name a new folder, such as people")
         check_new(path, dimension, model)
         height, width = map(int, input_size)
-        with translate_errors(path, writing=True), atomic_folder(path) as folder:
+        with translate_errors(path, writing=True), _made_by_one(path), atomic_folder(path) as folder:
             digest = copy_model(Path(model), folder) if model is not None else None
             manifest = Manifest(FORMAT_VERSION, fingerprint, (height, width), int(dimension), METRIC, digest)
             with atomic_file(folder / DATABASE) as temporary, contextlib.closing(sqlite3.connect(temporary)) as db:
@@ -102,7 +116,7 @@ class FolderGallery(Gallery):
         return (Path(place) / MANIFEST).exists()
 
     @property
-    def wait(self) -> float:  # type: ignore[override]
+    def wait(self) -> float:
         return self._database.wait
 
     @wait.setter
@@ -204,7 +218,7 @@ class FolderGallery(Gallery):
         if self._manifest.model is None:
             return None
         if trouble := model_trouble(self.path, self._manifest):
-            raise damaged(self.path, trouble)
+            raise damaged(self.path, trouble, mendable=False)
         return self.path / model_name(self.path)
 
     # ---- search

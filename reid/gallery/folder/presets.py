@@ -28,6 +28,7 @@ from reid.gallery.index import ivf, sq8
 from reid.gallery.index.ivf import Lists
 from reid.gallery.index.sq8 import Codec, Coded
 from reid.retrieval import knn
+from reid.retrieval.vectors import take
 
 PRESETS = ("exact", "compact", "large", "auto")
 _AUTO = 100_000  # images, from which on auto is large
@@ -100,7 +101,7 @@ def _learn_codec(database: Database, db: sqlite3.Connection) -> None:
     parts = database.segments(db)
     made = _codec_of(database, parts)
     coded = _sample(parts, _TRIALS)
-    queries, vectors, live = knn.take(_vectors(parts), coded), _vectors(parts), _live(parts)
+    queries, vectors, live = take(_vectors(parts), coded), _vectors(parts), _live(parts)
     top_k = min(11, int(np.count_nonzero(live)))
     images = int(np.count_nonzero(live))
     with tqdm(total=len(live) + images, desc="codes", unit="img", delay=ivf.PATIENCE) as bar:
@@ -152,7 +153,7 @@ def _sample(parts: Sequence[Segment], count: int) -> np.ndarray:
 
 
 def _taken(parts: Sequence[Segment], rows: np.ndarray) -> list[np.ndarray]:
-    return [knn.take(_vectors(parts), rows[start : start + _STEP]) for start in range(0, len(rows), _STEP)]
+    return [take(_vectors(parts), rows[start : start + _STEP]) for start in range(0, len(rows), _STEP)]
 
 
 def _vectors(parts: Sequence[Segment]) -> list[np.ndarray]:

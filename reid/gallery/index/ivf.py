@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from reid.gallery.index.sq8 import Codec
 from reid.retrieval import knn
+from reid.retrieval.vectors import take
 
 TOP_K = (10, 100, 500)  # the recall asked for is of so many; more are searched exactly
 _FEW = 10_000  # images are searched exactly
@@ -151,7 +152,7 @@ class Lists:
         recall of 0.99, the sums 32, the gallery's own vectors 8.
         """
         rows = np.random.default_rng(1).permutation(np.flatnonzero(live))
-        first, second = (knn.take(segments, np.sort(rows[start::2][:_TRIALS])) for start in (0, 1))
+        first, second = (take(segments, np.sort(rows[start::2][:_TRIALS])) for start in (0, 1))
         count = min(len(first), len(second))
         queries = first[:count] + second[:count]
         queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), np.float32(1e-6))

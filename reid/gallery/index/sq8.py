@@ -73,7 +73,8 @@ class Codec:
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """(n, D) float32 -> (n, d) uint8."""
         steps = np.floor((_unit(vectors @ self.projection) - self.low) / self.step)
-        return np.clip(steps, 0, _LEVELS - 1).astype(np.uint8)
+        codes: np.ndarray = np.clip(steps, 0, _LEVELS - 1).astype(np.uint8)
+        return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """(n, d) uint8 -> (n, d) float32 of about unit length, to be multiplied with what `project` gives."""

@@ -18,15 +18,10 @@ is searched: milvus://HOST:PORT/NAME?index=IVF_SQ8&nlist=4096, and milvus://HOST
 
 from __future__ import annotations
 
-import base64
-import collections
 import contextlib
-import hashlib
 import json
 import os
 import threading
-import time
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -35,20 +30,20 @@ from typing import Any
 
 import numpy as np
 
-from reid.core.files import atomic_file, hash_file
+from reid.core.files import hash_file
 from reid.core.types import Ranking, ReidError
 from reid.core.values import Pid
 from reid.gallery.base import Gallery, Snapshot, check_new, no_group
 from reid.gallery.entry import Entry, Forgotten, Info, as_pid, as_seconds
 from reid.gallery.filter import Filter
 from reid.gallery.manifest import FORMAT_VERSION, METRIC, Manifest, as_manifest, damaged
+from reid.gallery.milvus.check import lost_vectors, troubles_of
 from reid.gallery.milvus.client import STEP, Collections, parse
-from reid.gallery.milvus.rows import COLUMNS, as_entry, group_of, listed, older, path_text, quoted, tag, where
+from reid.gallery.milvus.forget import merge_files
+from reid.gallery.milvus.model import copied_model, write_model
+from reid.gallery.milvus.rows import COLUMNS, as_entry, info_of, older, path_text, where
+from reid.gallery.milvus.search import LIMIT, has_field, nearest, nearest_groups
 from reid.gallery.milvus.writer import Writer
-from reid.gallery.places import cache_folder
-
-_LIMIT = 16_384  # images that Milvus answers at most (quotaAndLimits)
-_PIECE = 48_000  # bytes of the model in a row; Milvus holds 65,535 in one text
 
 
 class MilvusGallery(Gallery):
@@ -81,9 +76,7 @@ class MilvusGallery(Gallery):
         gallery._at.make(int(dimension))
         digest = hash_file(model) if model is not None else None
         if model is not None:
-            with open(model, "rb") as file:
-                for n, piece in enumerate(iter(lambda: file.read(_PIECE), b"")):
-                    gallery._at.put(f"model-{n:06}", base64.b64encode(piece).decode())
+            write_model(gallery._at, model)
         height, width = map(int, input_size)
         manifest = Manifest(FORMAT_VERSION, fingerprint, (height, width), int(dimension), METRIC, digest)
         gallery._at.put("state", json.dumps({"next_key": 0}))
@@ -100,9 +93,9 @@ class MilvusGallery(Gallery):
         try:
             gallery._manifest = as_manifest(json.loads(text), gallery.place)
         except ValueError:
-            raise damaged(gallery.place, "its manifest is not JSON") from None
+            raise damaged(gallery.place, "its manifest is not JSON", mendable=False) from None
         if not gallery._at.load(gallery._at.images):
-            raise damaged(gallery.place, f"the collection {gallery._at.images} is missing")
+            raise damaged(gallery.place, f"the collection {gallery._at.images} is missing", mendable=False)
         gallery._writer.next_key()
         return gallery
 
@@ -129,17 +122,7 @@ class MilvusGallery(Gallery):
     def model_path(self) -> Path | None:
         """This machine's copy of it, in $XDG_CACHE_HOME/reid or ~/.cache/reid."""
         digest = self._manifest.model
-        if digest is None:
-            return None
-        file = cache_folder() / f"{digest}.safetensors"
-        if not file.is_file() or hash_file(file) != digest:
-            pieces = sorted(self._at.texts("model-").items())
-            data = b"".join(base64.b64decode(text) for _, text in pieces)
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise damaged(self.place, "its model is not what was written")
-            with atomic_file(file) as temporary:
-                temporary.write_bytes(data)
-        return file
+        return None if digest is None else copied_model(self._at, digest, self.place)
 
     def count(self, filter: Filter | None = None) -> int:
         with self.reading():
@@ -183,27 +166,10 @@ class MilvusGallery(Gallery):
 
     def info(self) -> Info:
         """People, cameras and times are counted in a pass over what is known of all images."""
-        entries = list(self.entries())
-        cameras = collections.Counter(entry.camid for entry in entries if entry.camid is not None)
-        times = [entry.time for entry in entries if entry.time is not None]
-        added = [entry.added for entry in entries]
-        m, folder = self._manifest, self._at.folder
-        return Info(
-            m.format_version,
-            m.fingerprint,
-            m.input_size,
-            m.dimension,
-            m.metric,
-            m.model is not None,
-            len(entries),
-            len({entry.pid for entry in entries} - {None, -1, 0}),
-            dict(sorted(cameras.items())),
-            (min(times), max(times)) if times else None,
-            (min(added), max(added)) if added else None,
-            None,
-            None,
-            None if folder is None else sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        )
+        folder = self._at.folder
+        files = [] if folder is None else [file for file in folder.rglob("*") if file.is_file()]
+        size = None if folder is None else sum(file.stat().st_size for file in files)
+        return info_of(self._manifest, list(self.entries()), size)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -246,13 +212,14 @@ class MilvusGallery(Gallery):
     ) -> Ranking:
         """As exact as the index of the collection; which of equal scores are the last of the top_k is up to Milvus."""
         vectors, cameras = self._asked(vectors, top_k, exclude_camids)
-        if top_k > _LIMIT:
-            raise ReidError(f"gallery {self.place}: Milvus answers {_LIMIT:,} images at most, got top_k {top_k}")
+        if top_k > LIMIT:
+            raise ReidError(f"gallery {self.place}: Milvus answers {LIMIT:,} images at most, got top_k {top_k}")
         keys = np.full((len(vectors), top_k), -1, dtype=np.int64)
         scores = np.full((len(vectors), top_k), -np.inf, dtype=np.float32)
         step = 1 if group_by is not None else max(1, 100_000 // top_k)
         with self.reading():
-            if group_by not in (None, "pid") and not self._has_field(str(group_by)) and len(self):
+            named = group_by not in (None, "pid")
+            if named and not has_field(self._at, self._where(None), str(group_by)) and len(self):
                 raise no_group(self.place, str(group_by))
             for camera in dict.fromkeys(cameras):
                 where = self._where(filter, camera)
@@ -260,57 +227,15 @@ class MilvusGallery(Gallery):
                 for start in range(0, len(rows), step):
                     part = rows[start : start + step]
                     if group_by is None:
-                        answers = self._nearest(vectors[part], where, top_k)
+                        answers = nearest(self._at, vectors[part], where, top_k)
                     else:
-                        answers = [self._grouped(vectors[part], where, top_k, group_by)]
+                        answers = [nearest_groups(self._at, vectors[part], where, top_k, group_by)]
                     for q, hits in zip(part, answers):
                         keys[q, : len(hits)] = [key for key, _, _ in hits]
                         scores[q, : len(hits)] = [score for _, score, _ in hits]
         if threshold is not None:
             keys[scores < threshold], scores[scores < threshold] = -1, -np.inf
         return Ranking(keys, scores)
-
-    def _nearest(
-        self, queries: np.ndarray, where: str, top_k: int, fields: Sequence[str] = ()
-    ) -> list[list[tuple[int, float, dict[str, Any]]]]:
-        """(key, score, those columns) of the nearest images of each query."""
-        found = self._at.call(
-            "search",
-            self._at.images,
-            data=list(queries),
-            anns_field="vector",
-            filter=where,
-            limit=top_k,
-            output_fields=["key", *fields],
-            search_params=self._at.search_params,
-        )
-        hits = [[(h["key"], min(1.0, max(-1.0, h["distance"])), h["entity"]) for h in answer] for answer in found]
-        return [sorted(answer, key=lambda hit: (-hit[1], hit[0])) for answer in hits]
-
-    def _grouped(self, query: np.ndarray, where: str, top_k: int, group_by: str) -> list[tuple[int, float, Any]]:
-        """The nearest image of each of the nearest groups: those found are left out and the next ones asked for."""
-        best: dict[object, tuple[int, float, Any]] = {}
-        limit = min(4 * top_k, _LIMIT)
-        while len(best) < top_k:
-            named = [group for group in best if isinstance(group, str)]
-            alone = [key for key in best if isinstance(key, int)]
-            parts = [where]
-            if named and group_by == "pid":
-                parts.append(f"pid not in {listed(named)}")
-            elif named:
-                parts.append(f"not array_contains_any(tags, {listed([tag(group_by, text) for text in named])})")
-            if alone:
-                parts.append(f"key not in {alone}")
-            (hits,) = self._nearest(query, " and ".join(parts), limit, ["pid" if group_by == "pid" else "fields"])
-            for hit in hits:
-                best.setdefault(group_of(hit, group_by), hit)
-            if len(hits) < limit:
-                break
-        return list(best.values())[:top_k]
-
-    def _has_field(self, name: str) -> bool:
-        where = f"{self._where(None)} and array_contains(tags, {quoted(tag(name))})"
-        return bool(self._at.call("query", self._at.images, filter=where, output_fields=["key"], limit=1))
 
     def _where(self, filter: Filter | None, camera: int | None = None) -> str:
         return where(filter, self._local.next_key, camera)
@@ -323,7 +248,7 @@ class MilvusGallery(Gallery):
             with self.reading():
                 old = f"{self._where(None)} and {older(as_seconds(before) or 0.0)}"
             count = self._remove(None, [row["key"] for row in self._at.rows(old, ["key"])])
-        self._merge_files()
+        merge_files(self._at, self.wait)
         return count
 
     def forget(self, pid: Pid) -> Forgotten:
@@ -337,7 +262,7 @@ class MilvusGallery(Gallery):
             keys = [entry.key for entry in entries]
             vectors = self.vectors(keys)
             self._remove(None, keys)
-        merged = self._merge_files()
+        merged = merge_files(self._at, self.wait)
         left = self.count(Filter(pids=[person])) + sum(
             self.count(Filter(keys=keys[start : start + STEP])) for start in range(0, len(keys), STEP)
         )
@@ -349,28 +274,10 @@ class MilvusGallery(Gallery):
 
     def compact(self) -> None:
         """Milvus does it by itself, too."""
-        self._merge_files()
-
-    def _merge_files(self) -> str:
-        """Asks Milvus to take what was deleted out of its files; what it has done by then, a clause."""
-        self._at.call("flush", self._at.images)
-        if self._at.folder is not None:
-            return (
-                "Milvus Lite keeps deleted rows in its files until it merges these by itself: to be sure, merge "
-                "what remains into another gallery and delete this one"
-            )
-        job = self._at.call("compact", self._at.images)
-        end = time.monotonic() + self.wait
-        while (state := str(self._at.call("get_compaction_state", job))) != "Completed" and time.monotonic() < end:
-            time.sleep(0.2)
-        done = "has merged its files" if state == "Completed" else f"was asked to merge its files (job {job}, {state})"
-        return (
-            f"Milvus {done} and deletes the old ones after its retention time (dataCoord.gc.dropTolerance); its "
-            "message log and backups were not looked at"
-        )
+        merge_files(self._at, self.wait)
 
     @property
-    def wait(self) -> float:  # type: ignore[override]
+    def wait(self) -> float:
         return self._writer.wait
 
     @wait.setter
@@ -401,16 +308,7 @@ class MilvusGallery(Gallery):
 
     def check(self) -> list[str]:
         """What is wrong, a line each: every vector is held against its checksum."""
-        next_key = self._writer.next_key()
-        paths: collections.Counter[str] = collections.Counter()
-        lost, unfinished = self._lost(), 0
-        for row in self._at.rows("", ["key", "path"]):
-            paths[row["path"]] += row["key"] < next_key
-            unfinished += row["key"] >= next_key
-        twice = sum(count > 1 for count in paths.values())
-        troubles = [f"{len(lost)} vectors are not what was written"] if lost else []
-        troubles += [f"{twice} paths are there twice, since a writer was killed"] if twice else []
-        troubles += [f"{unfinished} images of an addition that was not finished"] if unfinished else []
+        troubles = troubles_of(self._at, self._writer.next_key())
         try:
             _ = self.model_path
         except ReidError:
@@ -423,15 +321,9 @@ class MilvusGallery(Gallery):
         for name in self._at.texts("writer-"):
             self._at.call("delete", self._at.about, ids=[name])
         with self._writer.writing():
-            dropped = [self.entry(key) for key in self._lost()]
+            dropped = [self.entry(key) for key in lost_vectors(self._at, self._writer.next_key())]
             self._writer.delete([entry.key for entry in dropped])
         return dropped, self.check()
-
-    def _lost(self) -> list[int]:
-        with self.reading():
-            where = self._where(None)
-        rows = self._at.rows(where, ["key", "vector", "checksum"])
-        return [row["key"] for row in rows if zlib.crc32(np.array(row["vector"], "<f4").tobytes()) != row["checksum"]]
 
     def _rows_of(self, keys: Sequence[int], fields: Sequence[str]) -> dict[int, dict[str, Any]]:
         seen = [int(key) for key in keys if 0 <= key < self._local.next_key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import zlib
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from reid.core.values import Field, Pid
-from reid.gallery.entry import Entry, stored
+from reid.gallery.entry import Entry, Info, stored
 from reid.gallery.filter import Filter
+from reid.gallery.manifest import Manifest
 
 COLUMNS = ["key", "path", "pid", "camid", "time", "added", "hash", "fields"]
 _NO_CAMERA, _NO_TIME = -(2**62), -1e300  # unknown; columns that may be empty are of newer versions
@@ -121,3 +123,26 @@ def quoted(text: str) -> str:
     for sign, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
         text = text.replace(sign, escaped)
     return f'"{text}"'
+
+
+def info_of(manifest: Manifest, entries: Sequence[Entry], size: int | None) -> Info:
+    """What a gallery of those images holds. size: bytes of its files, where this machine can see them."""
+    cameras = collections.Counter(entry.camid for entry in entries if entry.camid is not None)
+    times = [entry.time for entry in entries if entry.time is not None]
+    added = [entry.added for entry in entries]
+    return Info(
+        manifest.format_version,
+        manifest.fingerprint,
+        manifest.input_size,
+        manifest.dimension,
+        manifest.metric,
+        manifest.model is not None,
+        len(entries),
+        len({entry.pid for entry in entries} - {None, -1, 0}),
+        dict(sorted(cameras.items())),
+        (min(times), max(times)) if times else None,
+        (min(added), max(added)) if added else None,
+        None,
+        None,
+        size,
+    )

@@ -105,7 +105,7 @@ class Writer:
             state: dict[str, int] = json.loads(self._at.text("state") or "")
             return {name: int(value) for name, value in state.items()}
         except (ValueError, AttributeError):
-            raise damaged(self.place, "its state is not what was written") from None
+            raise damaged(self.place, "its state is not what was written", mendable=False) from None
 
     def next_key(self) -> int:
         """Above the keys of all images; those of an addition that goes on are above it."""

@@ -1,7 +1,7 @@
-"""What of MGN is needed at test time: every choice of branches, and shorter embeddings by a learnt projection.
+"""What of MGN is needed at test time: every choice of branches, and shorter embeddings by a PCA projection.
 
-    OMP_NUM_THREADS=2 python benchmarks/slim.py --weights weights/scgnet_s.safetensors --dataset cuhk03np_detected \\
-        --data-root DIR --features runs/slim
+    OMP_NUM_THREADS=2 python benchmarks/projection.py --weights weights/scgnet_s.safetensors \\
+        --dataset cuhk03np_detected --data-root DIR --features runs/projection
 
 A row is a model: parameters, multiply-adds and time of one crop (OpenVINO, float32, batch 1, the best of many runs),
 bytes of a vector (float32), Rank-1 and mAP on the data set, without the mirror image, as exports are by default.
@@ -97,21 +97,21 @@ def main() -> None:
     for parts in choices:
         kept = columns(model, parts)
         whole = model.with_branches(parts)
-        rows, learnt_on = (normalised(vectors[:, kept]) for vectors in (test, train))
-        for dim in (0, *(dim for dim in args.dims if dim < min(len(kept), len(learnt_on)))):
-            slim, vectors = whole, rows
+        rows, fitted_on = (normalised(vectors[:, kept]) for vectors in (test, train))
+        for dim in (0, *(dim for dim in args.dims if dim < min(len(kept), len(fitted_on)))):
+            candidate, vectors = whole, rows
             if dim:
-                axes = principal_axes(learnt_on, dim)
-                slim, vectors = whole.with_projection(torch.from_numpy(axes)), normalised(rows @ axes)
+                axes = principal_axes(fitted_on, dim)
+                candidate, vectors = whole.with_projection(torch.from_numpy(axes)), normalised(rows @ axes)
             found = score(vectors, splits)
-            weights = sum(x.numel() for x in slim.parameters()) + (whole.dimension * dim)
+            weights = sum(x.numel() for x in candidate.parameters()) + (whole.dimension * dim)
             row = (
                 ", ".join(map(str, parts)),
-                f"{slim.dimension:,}",
+                f"{candidate.dimension:,}",
                 f"{weights / 1e6:.2f} M",
-                f"{multiply_adds(slim) / 1e6:.1f} M",
-                f"{milliseconds(slim, args.seconds):.2f}",
-                f"{4 * slim.dimension:,}",
+                f"{multiply_adds(candidate) / 1e6:.1f} M",
+                f"{milliseconds(candidate, args.seconds):.2f}",
+                f"{4 * candidate.dimension:,}",
                 f"{100 * found.rank1:.1f}",
                 f"{100 * found.mAP:.2f}",
             )
