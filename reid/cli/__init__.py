@@ -30,6 +30,7 @@ COMMANDS = {  # command -> module and the stem of its two functions, STEM_comman
     "check-data": ("data", "check_data"),
     "pack": ("export", "pack"),
     "export": ("export", "export"),
+    "import": ("importing", "import"),
     "pretrain": ("train", "pretrain"),
 }
 MAIN_JOB = ("train", "main")

@@ -242,23 +242,22 @@ def report(
     bonus: csr_array | None = None,
 ) -> None:
     from reid.models.card import git_revision
-    from reid.models.model import ReidModel, multiply_adds
+    from reid.models.model import ReidModel, size_of
     from reid.report.markdown import summary_table, write_report
     from reid.report.metrics import RunRecord
     from reid.retrieval.protocol import COSINE
 
     card = dict(embedder.card)
-    model = ReidModel(card | {"num_classes": 0})
-    shorter = model.projection  # at the end of the network, though nothing trains it
+    size = card.get("size") or size_of(ReidModel(card | {"num_classes": 0}))
     program = ["python", "run_reid.py"] if Path(sys.argv[0]).name == "run_reid.py" else ["reid"]
     run = RunRecord(
         command=shlex.join([*program, *sys.argv[1:]]),
         backbone=card["architecture"]["backbone"],
-        parameters=sum(p.numel() for p in model.parameters()) + (0 if shorter is None else shorter.numel()),
+        parameters=size["parameters"],
         input_size=embedder.input_size,
         fingerprint=embedder.fingerprint,
         embed_images_per_second=facts.values.get("embed_images_per_second"),
-        multiply_adds=multiply_adds(model),
+        multiply_adds=size["multiply_adds"],
         train_seconds=trained.seconds if trained else None,
         weights=weights,
         git_revision=git_revision(),

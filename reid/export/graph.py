@@ -39,7 +39,7 @@ class Deployed(nn.Module):
         blank = torch.zeros(1, 3, *model.input_size)
         fold_batch_norms(self, self.maps, blank)
         with torch.no_grad():
-            rows = [x.shape[2] for x in self.maps(blank)]
+            rows = [x.shape[2] if x.dim() == 4 else 1 for x in self.maps(blank)]
         self.readout = head.readout(rows)
         self.projection = _linear(model.projection.T) if model.projection is not None else nn.Identity()
         self.network = nn.ModuleList([self.trunk, self.branches, self.readout, self.projection])

@@ -166,11 +166,7 @@ def save(built: Any, path: Path, card: str) -> None:
 
 def load(path: Path) -> Runtime:
     """Opens it with onnxruntime. ReidError where it is no ONNX model."""
-    ort = need("onnxruntime")
-    try:
-        session = ort.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class for each kind of damage
-        raise ReidError(f"{path} is damaged or no ONNX model ({' '.join(str(error).split())[:120]})") from None
+    session = session_of(path.read_bytes(), path)
     (batch, *_), card = session.get_inputs()[0].shape, session.get_modelmeta().custom_metadata_map.get(CARD)
     name = session.get_inputs()[0].name
 
@@ -179,6 +175,19 @@ def load(path: Path) -> Runtime:
         return rows
 
     return Runtime(run, card, batch if isinstance(batch, int) else None)
+
+
+def session_of(data: bytes, path: Path, *, silent: bool = False) -> Any:
+    """onnxruntime's session of a model, on the CPU. ReidError, which names `path`, where it is none.
+
+    silent: a run that fails prints nothing of onnxruntime's own.
+    """
+    ort, options = need("onnxruntime"), _options()
+    options.log_severity_level = 4 if silent else 3
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class for each kind of damage
+        raise ReidError(f"{path} is damaged or no ONNX model ({' '.join(str(error).split())[:120]})") from None
 
 
 def _options() -> Any:

@@ -33,7 +33,8 @@ class Embedder:
     """A model made ready to embed image files.
 
     source: a model, the file of one (.safetensors, or exported: .onnx, .xml), or any `Encoder`.
-    flip, device: of a model in PyTorch; flip sums the features of the image and of its mirror image.
+    flip, device: of a model in PyTorch; flip sums the features of the image and of its mirror image (default: as the
+    model's card says, which is yes but for networks of other programs).
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Embedder:
         source: ReidModel | Encoder | str | Path,
         *,
         batch_size: int = 64,
-        flip: bool = True,
+        flip: bool | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         if isinstance(source, str | Path):

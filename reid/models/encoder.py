@@ -47,15 +47,16 @@ class Encoder(Protocol):
 class TorchEncoder:
     """A model of this program in PyTorch: evaluation mode, channels-last, float32.
 
-    flip: the features of the image and of its mirror image are summed (MGN section 4.1).
+    flip: the features of the image and of its mirror image are summed (MGN section 4.1); None: as the card says, which
+    asks for it unless the network is another program's.
     """
 
-    def __init__(self, model: ReidModel, *, flip: bool = True, device: str | torch.device | None = None) -> None:
+    def __init__(self, model: ReidModel, *, flip: bool | None = None, device: str | torch.device | None = None) -> None:
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.model: ReidModel = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.flip = flip
+        self.flip = bool(model.card.get("flip", True)) if flip is None else flip
 
     @property
     def card(self) -> Mapping[str, Any]:
@@ -88,11 +89,12 @@ class TorchEncoder:
         return found + function(images.flip(3)) if self.flip else found
 
 
-def open_encoder(path: str | Path, *, flip: bool = True, device: str | torch.device | None = None) -> Encoder:
+def open_encoder(path: str | Path, *, flip: bool | None = None, device: str | torch.device | None = None) -> Encoder:
     """The model of a file: safetensors in PyTorch, or an exported file (.onnx, .xml) in its runtime, on the CPU.
 
-    flip: of a model in PyTorch; an exported file has it inside or not. Raises ReidError where the file is missing,
-    damaged or no model of this program, where its runtime is not installed, and for an exported file on a device.
+    flip: of a model in PyTorch, None as its card says; an exported file has it inside or not. Raises ReidError where
+    the file is missing, damaged or no model of this program, where its runtime is not installed, and for an exported
+    file on a device.
     """
     if not exported.is_exported(path):
         return TorchEncoder(load_model(path), flip=flip, device=device)

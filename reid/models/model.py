@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.core.types import ReidError
-from reid.models import checkpoint, heads
+from reid.models import checkpoint, foreign, heads
 from reid.models.backbones import BackboneFactory
 
 
@@ -25,7 +25,8 @@ class ReidModel(nn.Module):
 
     card: what a saved model says of itself; "architecture", "input_size" (height, width), "mean" and "std" (RGB, of
     pixels in [0, 1]) and "num_classes" build it, the rest (recipe, data, scores, git revision) describes it. An
-    architecture with "projection" has a matrix (features x values, projection) at its end, which nothing trains.
+    architecture with "foreign" is a network of another program, and one with "projection" has a matrix (features x
+    values, projection) at its end, which nothing trains.
     weights: of the whole backbone, to start from.
     """
 
@@ -38,8 +39,11 @@ class ReidModel(nn.Module):
         super().__init__()
         self.card = card
         shape = card["architecture"]
-        source = BackboneFactory(shape["backbone"], weights)
-        self.head = heads.make(shape.get("head", heads.FIRST), source, card["num_classes"], shape)
+        if "foreign" in shape:
+            self.head: Any = foreign.build(shape["foreign"])
+        else:
+            source = BackboneFactory(shape["backbone"], weights)
+            self.head = heads.make(shape.get("head", heads.FIRST), source, card["num_classes"], shape)
         self.register_buffer("mean", torch.tensor(card["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card["std"]).view(1, 3, 1, 1), persistent=False)
         values, kept = len(self.head.names) * self.head.dim, shape.get("projection")
@@ -160,6 +164,13 @@ def multiply_adds(model: ReidModel) -> int:
         _embed_blank(model)
     flops: int = counter.get_total_flops()
     return flops // 2
+
+
+def size_of(model: ReidModel) -> dict[str, int]:
+    """How large it is: "parameters", and "multiply_adds" of one image."""
+    shorter = 0 if model.projection is None else model.projection.numel()  # at its end, though nothing trains it
+    parameters = sum(p.numel() for p in model.parameters()) + shorter
+    return {"parameters": parameters, "multiply_adds": multiply_adds(model)}
 
 
 def _embed_blank(model: ReidModel) -> None:

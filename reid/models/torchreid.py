@@ -24,6 +24,24 @@ def osnet(name: str) -> nn.Module:
     return network
 
 
+def networks() -> list[str]:
+    """The names of all networks that torchreid has."""
+    return [name for name in _factory() if name != "nasnsetmobile"] + ["nasnetamobile"]
+
+
+def network(name: str, num_classes: int) -> nn.Module:
+    """torchreid's network of that name, one of `networks()`, with random weights. Nothing is downloaded. In evaluation
+    mode it gives the features before its classifiers: normalised RGB (B, 3, H, W) -> (B, D)."""
+    made: nn.Module = _factory()[{"nasnetamobile": "nasnsetmobile"}.get(name, name)](
+        num_classes=num_classes, loss="softmax", pretrained=False, use_gpu=False
+    )
+    return made
+
+
+def _factory() -> dict[str, Any]:
+    return _torchreid("models").__dict__["__model_factory"]  # type: ignore[no-any-return]
+
+
 def evaluate_rank(
     distmat: np.ndarray,
     q_pids: np.ndarray,
