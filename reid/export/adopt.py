@@ -128,7 +128,7 @@ class Network:
                 f"{self.path} gives {found.dtype} {found.shape} of {batch} image{'s' * (batch > 1)}: expected one "
                 "vector an image, so it is no re-identification network, or --vector names another output"
             )
-        return wide[0]
+        return int(wide[0])
 
     def wrapped(self, taken: Taken) -> Any:
         """The ONNX model of this program's kind: PIXELS (B, H, W, 3) uint8 -> EMBEDDING (B, D) of unit length. Its
