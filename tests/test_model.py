@@ -309,35 +309,40 @@ def test_weights_that_are_not_finite_are_not_written(make_model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["large.safetensors"]
 
 
-@pytest.mark.parametrize(
-    ("name", "fingerprint", "values"),
-    [
-        (
-            "scgnet_s",
-            "5b9444d485280e22",
-            [0.0124544, -0.0159448, 0.0089863, 0.0144284, -0.0367417, 0.0509951, -0.0063766, -0.0177079],
-        ),
-        (
-            "mobilenet_v2",
-            "7e7c407c35e0b681",
-            [0.0152717, -0.0538174, 0.0085226, -0.0487204, -0.0407709, -0.0084948, -0.0303457, -0.0174772],
-        ),
-    ],
-)
-def test_a_model_of_0_1_embeds_as_it_did_then(name, fingerprint, values):
-    """Its card names no head, its recipe has that version's keys; values are every 160th of what 0.1 gave."""
-    model = load_model(ROOT / "weights" / f"{name}.safetensors")
-    assert model.fingerprint == fingerprint, "galleries and exported files of that version name it"
-    height, width = model.input_size
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+CARD_0_1 = """{"architecture": {"backbone": "osnet_x0_25", "branches": [[1, 2], [3, 1]], "dim": 8, "pool": "max",
+"neck": "bnneck"}, "input_size": [48, 16], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+"num_classes": 0, "recipe": {"backbone": "osnet_x0_25", "pretrained": "", "frozen": 1, "branches": [[1, 2], [3, 1]],
+"dim": 8, "pool": "max", "neck": "bnneck", "height": 48, "width": 16, "pad": 0, "flip": 0.5, "erase": 0.5,
+"jitter": 0.1, "restyle": 0.25, "p": 16, "k": 4, "epochs": 60, "warmup_epochs": 1.0, "lr_start": 0.01, "lr": 0.2,
+"lr_end": 0.0, "average_epochs": 2, "momentum": 0.9, "nesterov": true, "weight_decay": 0.0005, "smoothing": 0.1,
+"margin": 0.3, "triplet": 1.0, "triplet_after": true, "circle": 0.0, "contrast": 0.0, "center": 0.0,
+"teacher": "t.safetensors", "distill": 20.0, "joined": 0.5, "views": 8, "holdout": 0.0, "watch_epochs": 4,
+"sync_batch_norm": false, "precision": "auto", "cache": "auto", "seed": 0}, "git_revision": "b076006b5713"}"""
+
+
+def test_a_model_of_0_1_embeds_as_it_did_then(tmp_path):
+    """Its card names no head, its recipe has that version's keys; values and fingerprint are what 0.1 gave."""
+    tensors = ReidModel(json.loads(CARD_0_1)).state_dict()
+    rng = np.random.default_rng(0)
+    for name in sorted(tensors):
+        if tensors[name].is_floating_point():
+            drawn = rng.standard_normal(tensors[name].shape) * 0.1
+            drawn = 1 + np.abs(drawn) if name.endswith("running_var") else drawn
+            tensors[name] = torch.from_numpy(drawn.astype(np.float16))
+    checkpoint.write(tmp_path / "old.safetensors", "model", tensors, json.loads(CARD_0_1))
+    model = load_model(tmp_path / "old.safetensors")
+    assert model.fingerprint == "a91d4d46b9820118", "galleries and exported files of that version name it"
+    y, x = torch.meshgrid(torch.arange(48), torch.arange(16), indexing="ij")
     pixels = torch.stack([(x * k + y * (8 - k)) % 256 for k in (1, 3, 5)]).to(torch.uint8)[None]
     with torch.inference_mode():
         found = torch.nn.functional.normalize(model.embed(pixels), dim=1)[0]
-    np.testing.assert_allclose(found[::160].numpy(), values, atol=1e-6, rtol=0)
-    recipe = from_dict(Config, model.card["recipe"], name)
-    assert (recipe.cached_epochs, recipe.triplet_on) == (model.card["recipe"]["views"], "after")
+    values = [-0.0495878, 0.145666, 0.0879405, -0.065036, -0.0632457, -0.0796348, -0.1070897, 0.0810303]
+    np.testing.assert_allclose(found[::5].numpy(), values, atol=1e-6, rtol=0)
+    recipe = from_dict(Config, model.card["recipe"], "old")
+    assert (recipe.freeze, recipe.mixstyle, recipe.cutmix, recipe.cached_epochs) == (1, 0.25, 0.5, 8)
+    assert recipe.triplet_on == "after"
     again = ReidModel(make_card(as_dict(recipe), 0))
-    again.start_from(model, name)
+    again.start_from(model, "old")
     with torch.inference_mode():
         torch.testing.assert_close(again.eval().embed(pixels), model.embed(pixels))
 
