@@ -214,3 +214,21 @@ def test_an_imported_model_is_saved_and_opened_as_its_card_says(tmp_path):
     assert model.dimension == 512 and model.input_size == (256, 128) and not model.training
     assert json.loads(json.dumps(model.card)) == model.card
     assert Embedder(model).fingerprint.endswith("-noflip")
+
+
+def test_a_changed_byte_of_a_graph_is_noticed(tmp_path):
+    file, made = graph_of(tmp_path / "theirs.onnx"), tmp_path / "ours.onnx"
+    words = ["--channels", "RGB", "--range", "0-1", "--normalise", "none"]
+    assert run_reid.main(["import", str(file), "--output", str(made), *words]) == 0
+    whole, broken = made.read_bytes(), tmp_path / "broken.onnx"
+    open_encoder(made)
+    weights = whole.index(np.full(6, 1.0, np.float32).tobytes())
+    size = whole.index(b"input_size") + len('input_size\\": [')
+    places = [weights, weights + 3, size, *np.random.default_rng(0).integers(0, len(whole), 12).tolist()]
+    for place in places:
+        for bit in (1, 64):
+            changed = bytearray(whole)
+            changed[place] ^= bit
+            broken.write_bytes(changed)
+            with pytest.raises(ReidError):
+                open_encoder(broken)
