@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,36 @@ def import_command(args: argparse.Namespace) -> None:
         card = card_of(network, taken, made, source)
         with atomic_file(output) as temporary:
             module_of("onnx").save(made, temporary, json.dumps(card))
+    elif path.suffix == ".xml":
+        raise ReidError(f"{path}: an OpenVINO network is not read yet: give the ONNX file that it was made from")
+    else:
+        if output.suffix != ".safetensors":
+            raise ReidError(f"--output {output}: a PyTorch network becomes a file that ends in .safetensors")
+        save_network(args, path, output, source)
     print(f"{output}: {output.stat().st_size:,} bytes")
+
+
+def save_network(args: argparse.Namespace, path: Path, output: Path, source: dict[str, Any]) -> None:
+    """A checkpoint's network, found out by its tensors, as a model of this program."""
+    from reid.models import checkpoint, foreign
+    from reid.models.foreign.tensors import check_finite, read_tensors
+    from reid.models.model import save_model
+
+    if checkpoint.kind(path) is not None:
+        raise ReidError(f"{path} is a {checkpoint.kind(path)} of this program already: use it as it is")
+    tensors = read_tensors(path)
+    check_finite(path, tensors)
+    found = foreign.recognise(tensors, args.network, source=str(path))
+    changes: dict[str, Any] = {"input_size": args.input_size} if args.input_size else {}
+    if args.mean or args.std or args.normalise == "none" or args.channels == "BGR" or args.range or args.layout:
+        raise ReidError(
+            f"{found.family}'s networks take RGB by ImageNet's mean and deviation, which is in the model: leave "
+            "--channels, --range, --normalise, --mean, --std and --layout out"
+        )
+    found = dataclasses.replace(found, flip=found.flip or args.flip, **changes)
+    save_model(foreign.model_of(found, source), output)
+    height, width = found.input_size
+    print(f"{path}: {found.family}'s {found.name}, images of {height}x{width}")
 
 
 def taken_of(args: argparse.Namespace, path: Path) -> Any:

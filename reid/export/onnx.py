@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from reid.core.types import ReidError
+from reid.export import seal
 from reid.export.graph import Deployed
 from reid.export.request import Request
 from reid.models.exported import Runtime, need
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from reid.models.model import ReidModel
 
 OPSET = 18  # what Rockchip's and other NPU tool chains read
-CARD = "reid_card"  # the key among the file's metadata
 PIXELS, EMBEDDING = "pixels", "embedding"
 _MENDING = 64  # crops that biases are mended by
 
@@ -158,17 +158,21 @@ class _Reader:
 
 
 def save(built: Any, path: Path, card: str) -> None:
-    """Writes the file with the card among its metadata."""
+    """Writes the file with the card and a digest of the whole among its metadata."""
     onnx = need("onnx")
-    onnx.helper.set_model_props(built, {CARD: card})
-    onnx.save(built, path)
+    onnx.helper.set_model_props(built, {seal.KEY: ""})
+    sealed = seal.sealed(built.SerializeToString(), card)
+    onnx.helper.set_model_props(built, {seal.KEY: sealed})
+    path.write_bytes(built.SerializeToString())
 
 
 def load(path: Path) -> Runtime:
     """Opens it with onnxruntime. ReidError where it is no ONNX model."""
-    session = session_of(path.read_bytes(), path)
-    (batch, *_), card = session.get_inputs()[0].shape, session.get_modelmeta().custom_metadata_map.get(CARD)
-    name = session.get_inputs()[0].name
+    data = path.read_bytes()
+    session = session_of(data, path)
+    name, shape = session.get_inputs()[0].name, session.get_inputs()[0].shape
+    batch = shape[0] if shape else None
+    card = seal.opened(data, session.get_modelmeta().custom_metadata_map, path)
 
     def run(pixels: np.ndarray) -> np.ndarray:
         rows: np.ndarray = session.run(None, {name: pixels})[0]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from reid.core.types import ReidError
 from reid.models.backbones import get
+from reid.models.foreign.tensors import read_tensors
 
 
 def read_pretrained(name: str, path: str | Path) -> tuple[dict[str, Tensor], str]:
@@ -21,10 +20,9 @@ def read_pretrained(name: str, path: str | Path) -> tuple[dict[str, Tensor], str
     same last part ("weight", "running_mean"); otherwise ReidError says what does not fit.
     """
     path = Path(path)
-    given = _read_tensors(path)
+    given = read_tensors(path)
     net, _, _ = get(name).split(2)
     wanted = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
-    given = {key.removeprefix("module."): value for key, value in given.items()}
     given = {key: value for key, value in given.items() if not key.endswith("num_batches_tracked")}
     absent = [key for key in wanted if key not in given]
     if not absent:
@@ -57,23 +55,3 @@ def read_pretrained(name: str, path: str | Path) -> tuple[dict[str, Tensor], str
 
 def _leaf(key: str) -> str:
     return key.rpartition(".")[2]
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ReidError(f"no pre-trained weights at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken or hostile file makes the readers say
-        raise ReidError(
-            f"{path} is neither safetensors nor a plain PyTorch state dict (nothing else is unpickled): "
-            f"{' '.join(str(error).split())[:120]}"
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(value, dict) and isinstance(value.get(key), dict):
-            value = value[key]
-    if not isinstance(value, dict) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
-        raise ReidError(f"{path} holds no state dict (a mapping of names to tensors)")
-    return value

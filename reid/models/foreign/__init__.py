@@ -1,7 +1,7 @@
 """Networks of other programs: found out by the names and shapes of their tensors, built again, one vector an image.
 
     found = recognise(read_tensors("model.pth.tar-60"))      # which network that is, and its weights
-    model = model_of(found)                                  # a ReidModel: from here on like one of this program
+    model = model_of(found, {"file": "model.pth.tar-60"})    # a ReidModel: from here on like one of this program
 
 A family is a module here that keeps `Family`, and a line of FAMILIES.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from reid.core.types import ReidError
 from reid.models.card import MEAN, STD
 from reid.models.heads import Heads
+
+if TYPE_CHECKING:
+    from reid.models.model import ReidModel
 
 FAMILIES = {
     "torchreid": "reid.models.foreign.torchreid",
@@ -112,6 +115,28 @@ class Whole(nn.Module):
 class _First(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         return maps[0]
+
+
+def model_of(found: Recognised, source: Mapping[str, Any]) -> ReidModel:
+    """A model of this program with its weights. source: where it comes from, for the card. ReidError where it gives
+    anything but one finite vector an image."""
+    from reid.models.card import git_revision
+    from reid.models.model import ReidModel
+
+    card = {
+        "architecture": architecture(found, dimension_of(found)),
+        "input_size": list(found.input_size),
+        "mean": list(found.mean),
+        "std": list(found.std),
+        "flip": found.flip,
+        "num_classes": 0,
+        "recipe": {},
+        "source": dict(source),
+        "git_revision": git_revision(),
+    }
+    model = ReidModel(card)
+    model.head.trunk[0].load_state_dict(dict(found.weights), strict=True)
+    return model.eval()
 
 
 def build(spec: Mapping[str, Any]) -> Whole:
