@@ -18,7 +18,6 @@ from reid.models import checkpoint
 from reid.models.card import MEAN, STD, make_card, start_note
 from reid.models.model import ReidModel, check_input_size, load_model, save_model
 from reid.training.config import Config, as_dict, from_dict
-from tests.conftest import ROOT
 
 # what is not its own has to be at its default
 BAGOFTRICKS = {"head": "bagoftricks", "branches": [[1, 2], [2, 1], [3, 1]], "dim": 256, "pool": "avg"}

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from reid.cli.options import add_common, add_data
 from reid.cli.readers import Readers
 from reid.core.types import ReidError
 
@@ -18,7 +17,7 @@ def import_command(args: argparse.Namespace) -> None:
     --weights takes it.
 
     FILE is a PyTorch checkpoint of a network that is known here (nothing in it is run: only tensors and plain values
-    are read), or anybody's network as ONNX or OpenVINO.
+    are read), or anybody's network as ONNX.
     """
     from reid.core.files import atomic_file
     from reid.models.checkpoint import file_digest
@@ -102,7 +101,7 @@ def add_import(parser: argparse.ArgumentParser, readers: Readers) -> None:
             raise ValueError(text)
         return height, width
 
-    parser.add_argument("file", metavar="FILE", help="a checkpoint (.pth, .pth.tar, .pt, .safetensors), .onnx or .xml")
+    parser.add_argument("file", metavar="FILE", help="a checkpoint (.pth, .pth.tar, .pt, .safetensors), or .onnx")
     parser.add_argument("--output", metavar="MODEL", required=True, help="the file to write")
     parser.add_argument("--channels", choices=("RGB", "BGR"), help="the order that the network takes them in")
     parser.add_argument("--range", choices=("0-1", "0-255", "+-1"), help="of the pixels that the network takes")
@@ -118,6 +117,3 @@ def add_import(parser: argparse.ArgumentParser, readers: Readers) -> None:
     parser.add_argument("--network", metavar="NAME", help="of a checkpoint whose tensors fit several networks")
     parser.add_argument("--licence", metavar="TEXT", help="that the model is under, for the card")
     parser.add_argument("--trained-on", metavar="TEXT", help="what it was trained on, for the card")
-    parser.add_argument("--guess", action="store_true", help="find out on a --dataset how the network takes its pixels")
-    add_data(parser, readers)
-    add_common(parser)

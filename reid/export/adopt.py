@@ -66,10 +66,7 @@ def asked(path: Path, taken: Taken) -> None:
     if taken.mean is None or taken.std is None:
         options.append("--normalise imagenet or none (or --mean and --std, three numbers each)")
     if options:
-        raise ReidError(
-            f"{path} does not say how it takes its pixels: give {'; '.join(options)}; or let --guess find out on a "
-            "--dataset"
-        )
+        raise ReidError(f"{path} does not say how it takes its pixels: give {'; '.join(options)}")
 
 
 class Network:

@@ -55,7 +55,8 @@ class TorchEncoder:
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.model: ReidModel = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        layout = getattr(model.head, "memory_format", torch.channels_last)
+        self.model: ReidModel = model.to(self.device, memory_format=layout).eval()  # type: ignore[call-overload]
         self.flip = bool(model.card.get("flip", True)) if flip is None else flip
 
     @property

@@ -84,6 +84,7 @@ class Whole(nn.Module):
     """
 
     rows = 1
+    memory_format = torch.contiguous_format  # networks of other programs may take views of it
 
     def __init__(self, network: nn.Module, dim: int) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class Whole(nn.Module):
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) normalised pixels -> the embedding, twice, (B, 1, dim) float32."""
-        found = self.trunk(images).float().view(-1, 1, self.dim)
+        found = self.trunk(images.contiguous()).float().view(-1, 1, self.dim)
         return found, found
 
     def forward(self, images: Tensor) -> Heads:
