@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from reid.core.types import ReidError
 
@@ -73,10 +72,7 @@ class World:
         """
         if self.size == 1:
             return rows
-        # each adds its own rows to zeros: all_gather's gradient needs what gloo on a machine with cards has not
-        whole = rows.new_zeros((self.size * len(rows), *rows.shape[1:]))
-        whole[self.part(len(whole))] = rows
-        gathered: Tensor = all_reduce(whole)
+        gathered: Tensor = _Gather.apply(rows, self)
         return gathered
 
     @contextlib.contextmanager
@@ -87,6 +83,32 @@ class World:
         yield
         if self.first:
             self.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient[ctx.world.part(len(gradient))] * ctx.world.size, None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradients[0].contiguous())
 
 
 def join() -> World:
@@ -147,9 +169,9 @@ class _SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         over = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         count = x.numel() // x.shape[1] * dist.get_world_size()
-        mean = all_reduce(x.sum(over)) / count
+        mean = _Sum.apply(x.sum(over)) / count
         centred = x - mean.view(shape)
-        variance = all_reduce(centred.square().sum(over)) / count
+        variance = _Sum.apply(centred.square().sum(over)) / count
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             self.running_mean.lerp_(mean, self.momentum)
