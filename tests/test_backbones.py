@@ -291,8 +291,8 @@ def test_every_branch_starts_from_the_same_weights(tmp_path, state):
         ),
         (lambda s: {k: v for k, v in s.items() if k != "conv8.0.weight"}, "159 of 160 .* conv8.0.weight is not"),
         (lambda s: {"a": torch.zeros(3)}, "0 of 160 tensors are there by name.* has 1 tensors"),
-        (lambda s: {"epoch": 3}, "holds no state dict"),
-        (lambda s: [1, 2], "holds no state dict"),
+        (lambda s: {"epoch": 3}, "holds no weights"),
+        (lambda s: [1, 2], "holds no weights"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, state, change, message):
@@ -321,7 +321,7 @@ def test_a_pickle_is_not_run(tmp_path, write):
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 def test_a_missing_or_broken_file_is_named(tmp_path, name):
-    with pytest.raises(ReidError, match=f"no pre-trained weights at .*{name}"):
+    with pytest.raises(ReidError, match=f"no weights at .*{name}"):
         read_pretrained("scgnet_s", tmp_path / name)
     (tmp_path / name).write_bytes(b"not weights")
     with pytest.raises(ReidError, match=f"{name} is neither safetensors nor"):

@@ -237,6 +237,7 @@ def test_evaluate_with_all_that_it_can(
     values = json.loads((tmp_path / "e/metrics.json").read_bytes())
     assert values["method"] == {
         "distractors": False,
+        "same_camera": False,
         "multi_query": "mean",
         "expand": 3,
         "alpha": 0.0,
@@ -261,7 +262,7 @@ def test_evaluate_with_all_that_it_can(
 
     assert "holds a different run" in refused(capsys, *words)
     assert "add --rerank" in refused(capsys, *words, "--k2", 3)
-    assert "add --query-expansion" in refused(capsys, *words, "--alpha", 1)
+    assert "need --query-expansion" in refused(capsys, *words, "--alpha", 1)
     assert "lambda" in refused(capsys, *words[:-1], tmp_path / "l", "--rerank", "--lambda", 0)
     assert "has no distractors beside its gallery" in refused(capsys, *words, "--distractors")
 

@@ -508,7 +508,10 @@ def test_every_kept_result_can_be_compared_in_one_call(capsys: pytest.CaptureFix
     (told,) = said.err.splitlines()
     assert told.startswith(f"{ROOT}/docs/results/npu.json is no result of a run")
     runs = {file.stem for file in files} - {"npu", "beyond-seed-1"}  # that one is in the row of its recipe
-    assert runs <= {line.split()[0] for line in said.out.split("\n\n")[0].splitlines()}
+    assert runs <= {line.split()[0] for line in said.out.splitlines() if line.strip()}
+    tables = [line for line in said.out.splitlines() if line.startswith("== ")]
+    assert tables[0] == "== 2 sets of query and gallery images: runs compare within each"
+    assert sorted(line.split()[-1] for line in tables[1:]) == ["cuhk03np_detected", "market1501"]
 
 
 def test_a_file_that_is_no_result_is_an_error_alone(
