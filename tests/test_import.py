@@ -103,6 +103,8 @@ def damaged(kind, tmp_path):
         torch.save({k: torch.full(shape, float("nan")) for k, shape in shapes.items()}, file)
     elif kind == "empty":
         file.write_bytes(b"")
+    elif kind == "text":
+        file.write_text("# a page, not a model")
     return file
 
 
@@ -113,6 +115,7 @@ def damaged(kind, tmp_path):
         ("of no network", "of no network that is known here"),
         ("not finite", "values that are not finite"),
         ("empty", "neither safetensors nor a plain PyTorch state dict"),
+        ("text", "state dict (it is damaged, or something else; nothing else is unpickled)"),
         ("missing", "no file at"),
     ],
 )

@@ -104,18 +104,12 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The same for a new folder: `path` appears whole, or not at all. `path` must not exist yet, or be empty."""
     target = Path(os.path.abspath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(target)
-    temporary, descriptor = _locked_folder(target)
-    try:
+    with folder_beside(target) as temporary:
         yield temporary
         temporary.chmod(0o777 & ~_UMASK)
         _sync(temporary)
         os.rename(temporary, target)
         _sync(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -54,7 +54,10 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile file makes the readers say
         told = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {told[1]}" if told else " ".join(str(error).split())[:120]
+        # torch's own message is a page about `weights_only`
+        general = str(error).startswith("Weights only load failed")
+        other = "it is damaged, or something else" if general else " ".join(str(error).split())[:120]
+        reason = f"it asks for {told[1]}" if told else other
         raise ReidError(
             f"{path} is neither safetensors nor a plain PyTorch state dict ({reason}; nothing else is unpickled): save "
             "the state dict alone where it comes from"
