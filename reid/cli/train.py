@@ -57,11 +57,11 @@ def main_job(args: argparse.Namespace, sets: Mapping[str, Splits], config: Confi
             print(f"finished already, nothing to do: {', '.join(f'{place}/report.md' for place in where.values())}")
             return print((output / "scores.txt").read_text(encoding="utf-8"))
         weights, trained = args.weights, None
+        for splits in sets.values():
+            check_scorable(splits)
         if config is None:
             sets = check_sets(sets, output, args.skip_bad, ("query", "gallery"))
         else:
-            for splits in sets.values():
-                check_scorable(splits)
             sets, trained = train_on(sets, config, output, args)
             weights = trained.path
         if not first_process():
